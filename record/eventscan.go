@@ -1,0 +1,191 @@
+package record
+
+// scanEvent reports whether src is a valid event in canonical form, in one pass; it allocates nothing but the strings of the key.
+// When it says no, canonicalEvent decides.
+func scanEvent(src []byte) (key EventKey, ok bool) {
+	if len(src) > MaxEvent || len(src) < 2 || src[0] != '{' {
+		return key, false
+	}
+	var name []byte
+	typed := false
+	for i := 1; ; i++ {
+		if name, i = scanName(src, i, name); i < 0 {
+			return key, false
+		}
+		from := i
+		switch string(name) {
+		case "actor":
+			i = scanActor(src, i)
+		case "data":
+			if i >= len(src) || src[i] != '{' {
+				return key, false
+			}
+			i = scanObject(src, i, MaxDepth-2)
+		case "id":
+			if i = scanText(src, i, MaxID); i > 0 {
+				key.ID = string(unescape(src[from+1 : i-1]))
+			}
+		case "outcome":
+			i = scanChecked(src, i, checkOutcome)
+		case "session_id", "source", "transaction_id":
+			i = scanText(src, i, MaxString)
+		case "severity":
+			_, i = scanInt(src, i, 1, 24)
+		case "span_id":
+			i = scanChecked(src, i, checkSpanID)
+		case "src":
+			i = scanSrc(src, i)
+		case "stream":
+			i = scanStream(src, i, &key)
+		case "target":
+			i = scanTarget(src, i)
+		case "time":
+			i = scanChecked(src, i, checkTime)
+		case "trace_id":
+			i = scanChecked(src, i, checkTraceID)
+		case "type":
+			i = scanChecked(src, i, checkType)
+			typed = true
+		default:
+			return key, false
+		}
+		if i < 0 || i >= len(src) {
+			return key, false
+		}
+		if src[i] == '}' {
+			return key, typed && i+1 == len(src)
+		}
+		if src[i] != ',' {
+			return key, false
+		}
+	}
+}
+
+func scanActor(b []byte, i int) int {
+	var name []byte
+	if i >= len(b) || b[i] != '{' {
+		return -1
+	}
+	for i++; ; i++ {
+		if name, i = scanName(b, i, name); i < 0 {
+			return -1
+		}
+		switch string(name) {
+		case "id", "name", "on_behalf_of", "type":
+			i = scanText(b, i, MaxString)
+		default:
+			return -1
+		}
+		if i < 0 || i >= len(b) || b[i] != ',' {
+			return scanClose(b, i)
+		}
+	}
+}
+
+func scanTarget(b []byte, i int) int {
+	var name []byte
+	if i >= len(b) || b[i] != '{' {
+		return -1
+	}
+	for i++; ; i++ {
+		if name, i = scanName(b, i, name); i < 0 {
+			return -1
+		}
+		switch string(name) {
+		case "id", "type":
+			i = scanText(b, i, MaxString)
+		default:
+			return -1
+		}
+		if i < 0 || i >= len(b) || b[i] != ',' {
+			return scanClose(b, i)
+		}
+	}
+}
+
+func scanSrc(b []byte, i int) int {
+	var name []byte
+	if i >= len(b) || b[i] != '{' {
+		return -1
+	}
+	for i++; ; i++ {
+		if name, i = scanName(b, i, name); i < 0 {
+			return -1
+		}
+		switch string(name) {
+		case "ip":
+			i = scanChecked(b, i, checkIP)
+		case "port":
+			_, i = scanInt(b, i, 0, 65535)
+		default:
+			return -1
+		}
+		if i < 0 || i >= len(b) || b[i] != ',' {
+			return scanClose(b, i)
+		}
+	}
+}
+
+// scanStream expects both members: they are required, and sorted.
+func scanStream(b []byte, i int, key *EventKey) int {
+	const head, middle = `{"id":`, `,"n":`
+	if i = scanLiteral(b, i, head); i < 0 {
+		return -1
+	}
+	from := i
+	if i = scanText(b, i, MaxID); i < 0 {
+		return -1
+	}
+	key.Stream, key.HasStream = string(unescape(b[from+1:i-1])), true
+	if i = scanLiteral(b, i, middle); i < 0 {
+		return -1
+	}
+	if key.N, i = scanInt(b, i, 0, MaxInt); i < 0 {
+		return -1
+	}
+	return scanClose(b, i)
+}
+
+// scanClose steps over the brace that ends an object.
+func scanClose(b []byte, i int) int {
+	if i < 0 || i >= len(b) || b[i] != '}' {
+		return -1
+	}
+	return i + 1
+}
+
+// scanText reads a string of 1 to limit bytes.
+func scanText(b []byte, i, limit int) int {
+	if i >= len(b) || b[i] != '"' {
+		return -1
+	}
+	end := scanString(b, i)
+	if end < 0 || end == i+2 {
+		return -1
+	}
+	if written := b[i+1 : end-1]; len(written) > limit && len(unescape(written)) > limit {
+		return -1
+	}
+	return end
+}
+
+// scanChecked reads a string that a check of the reference accepts. None of these has a character that needs an escape.
+func scanChecked(b []byte, i int, check func([]byte) string) int {
+	end := scanText(b, i, MaxString)
+	if end < 0 || check(b[i+1:end-1]) != "" {
+		return -1
+	}
+	return end
+}
+
+func scanInt(b []byte, i int, lowest, highest int64) (int64, int) {
+	end := scanNumber(b, i)
+	if end < 0 {
+		return 0, -1
+	}
+	n, ok := integer(b[i:end])
+	if !ok || n < lowest || n > highest {
+		return 0, -1
+	}
+	return n, end
+}
