@@ -1,0 +1,111 @@
+// Command bullad is the appliance: it takes events on a local socket, stamps, chains, signs and seals them, and answers with
+// receipts.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"bulla/hsm"
+	"bulla/ledger"
+	"bulla/store"
+)
+
+// Exit codes (sysexits.h where there is one).
+const (
+	exitOK          = 0
+	exitUsage       = 64 // wrong arguments, configuration, or key: nothing was changed
+	exitUnavailable = 69 // a device does not answer
+	exitIO          = 74
+	exitSoftware    = 70 // a commit's outcome is unknown: start again
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	syscall.Umask(0o077)
+	if err := harden(); err != nil {
+		fmt.Fprintln(os.Stderr, "bullad:", err)
+		return exitSoftware
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use:           "bullad",
+		Short:         "Signing appliance for audit logs",
+		Long:          "bullad keeps signed, timestamped, TPM-sealed logs. Producers send events to its socket; see bulla(1) for their tool.",
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), devCommand())
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bullad:", err)
+	}
+	return exitCode(err)
+}
+
+// usageError marks what the operator must change before trying again.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return usageError{err}
+}
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func exitCode(err error) int {
+	var u usageError
+	switch {
+	case err == nil, errors.Is(err, context.Canceled):
+		return exitOK
+	case errors.As(err, &u), errors.Is(err, ledger.ErrKey), errors.Is(err, ledger.ErrOrigin), errors.Is(err, hsm.ErrPIN),
+		errors.Is(err, hsm.ErrNoToken), errors.Is(err, hsm.ErrNoKey), errors.Is(err, hsm.ErrManyKeys), errors.Is(err, hsm.ErrWrongKey),
+		errors.Is(err, hsm.ErrKeyExists), errors.Is(err, hsm.ErrExtractable):
+		return exitUsage
+	case errors.Is(err, ledger.ErrUnknown):
+		return exitSoftware
+	case errors.Is(err, hsm.ErrUnavailable):
+		return exitUnavailable
+	case errors.Is(err, store.ErrDamaged), errors.Is(err, ledger.ErrInconsistent):
+		return exitIO
+	}
+	return exitIO
+}
+
+// harden keeps secrets out of core dumps and out of other processes' reach.
+func harden() error {
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("forbidding core dumps: %w", err)
+	}
+	const prSetDumpable = 4
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, prSetDumpable, 0, 0); errno != 0 {
+		return fmt.Errorf("forbidding core dumps: %w", errno)
+	}
+	return nil
+}
+
+// version is the module's version as the build recorded it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(devel)"
+	}
+	return info.Main.Version
+}

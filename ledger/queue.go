@@ -1,0 +1,151 @@
+package ledger
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"bulla/record"
+)
+
+// Bounds of the queue and of a batch. A request is atomic and at most MaxRequest events.
+const (
+	MaxRequest = 10_000 // events in one request
+
+	maxWaiting      = 200_000  // events waiting; beyond, producers are told "busy"
+	maxWaitingBytes = 64 << 20 // their bytes
+	maxOwn          = 10_000   // the daemon's own records waiting (no HSM for a day)
+	maxBatch        = 10_000   // events after which a batch takes no further request
+	maxBatchBytes   = 8 << 20
+	busyRetry       = 100 * time.Millisecond
+)
+
+// request is one caller's events, or one record of the daemon's own.
+type request struct {
+	own      bool
+	kind     record.Kind // own: its kind and body
+	body     []byte
+	caller   *Caller
+	producer []byte // canonical JSON of the caller, encoded in its goroutine
+	events   []Event
+	size     int // bytes, for the bounds
+
+	places []place // per event, set when it is admitted
+	done   chan answer
+}
+
+// place is where an event of a request is: at an index of this batch, or as a repeat at an earlier one.
+type place struct {
+	index  uint64
+	repeat bool
+}
+
+type answer struct {
+	result *Result
+	err    error
+}
+
+func newAppend(c *Caller, events []Event) (*request, error) {
+	if len(events) == 0 || len(events) > MaxRequest {
+		return nil, &Refusal{Code: record.CodeInvalid, Field: "events", Message: fmt.Sprintf("must be 1 to %d, not %d", MaxRequest, len(events))}
+	}
+	producer, err := c.Producer.Append(nil)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the producer: %w", err)
+	}
+	r := &request{caller: c, producer: producer, events: events, done: make(chan answer, 1)}
+	for i := range events {
+		r.size += len(events[i].Body)
+	}
+	return r, nil
+}
+
+// queue holds what waits to be sequenced. It is bounded: what does not fit is refused at once.
+type queue struct {
+	mu     sync.Mutex
+	own    []*request
+	events []*request
+	n      int // events waiting
+	bytes  int
+	closed error         // set: everything is refused with it
+	wake   chan struct{} // holds a token while something may wait
+}
+
+func newQueue() *queue { return &queue{wake: make(chan struct{}, 1)} }
+
+func (q *queue) put(r *request) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.closed != nil:
+		return q.closed
+	case r.own && len(q.own) >= maxOwn:
+		return &Refusal{Code: record.CodeBusy, Message: "too many of the daemon's own records wait", RetryAfter: time.Second}
+	case r.own:
+		q.own = append(q.own, r)
+	case q.n+len(r.events) > maxWaiting || q.bytes+r.size > maxWaitingBytes:
+		return &Refusal{Code: record.CodeBusy, Message: fmt.Sprintf("%d events wait already; send more slowly", q.n), RetryAfter: busyRetry}
+	default:
+		q.events = append(q.events, r)
+		q.n += len(r.events)
+		q.bytes += r.size
+	}
+	q.signal()
+	return nil
+}
+
+// take removes what the next batch holds: the daemon's own records first, then producers' requests in the order of arrival.
+func (q *queue) take() []*request {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	taken := q.own
+	q.own = nil
+	n, bytes, i := len(taken), 0, 0
+	for ; i < len(q.events) && n < maxBatch && bytes < maxBatchBytes; i++ {
+		n += len(q.events[i].events)
+		bytes += q.events[i].size
+		q.n -= len(q.events[i].events)
+		q.bytes -= q.events[i].size
+	}
+	taken = append(taken, q.events[:i]...)
+	if i == len(q.events) {
+		q.events = nil
+	} else {
+		q.events = q.events[i:]
+		q.signal()
+	}
+	return taken
+}
+
+// again puts the daemon's own records of a failed batch back, before later ones.
+func (q *queue) again(own []*request) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.own = slices.Concat(own, q.own)
+}
+
+// close refuses everything that waits and everything that comes, with err.
+func (q *queue) close(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = err
+	for _, r := range slices.Concat(q.own, q.events) {
+		r.done <- answer{err: err}
+	}
+	q.own, q.events, q.n, q.bytes = nil, nil, 0, 0
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// waiting returns how many events and bytes wait.
+func (q *queue) waiting() (events, bytes int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n, q.bytes
+}

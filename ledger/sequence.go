@@ -1,0 +1,275 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"bulla/ceremony"
+	"bulla/clock"
+	"bulla/record"
+	"bulla/store"
+)
+
+// ownRetry is how long the daemon's own records wait after a failed batch before they are sequenced anew.
+const ownRetry = 250 * time.Millisecond
+
+// batch is what one signature and one commit cover.
+type batch struct {
+	requests []*request
+	base     *head // what it stands on
+	next     *head // what it makes
+	drafts   []draft
+	content  store.Batch
+	span     record.Span // proves the batch's own entries in its own tree
+	undo     []func()    // takes back what admitting did to the window, last first
+	streams  []store.Stream
+	done     chan struct{} // closed when the commit has returned, with err
+	err      error
+}
+
+// draft is an entry before it has a place in the chain.
+type draft struct {
+	kind     record.Kind
+	uid      uint32 // of an event's producer
+	producer []byte // canonical JSON, nil for the daemon's own records
+	body     []byte
+}
+
+// run sequences until the context ends or a commit's outcome is unknown.
+func (l *Ledger) run(ctx context.Context) {
+	defer close(l.done)
+	retry := time.NewTimer(0)
+	<-retry.C
+	for {
+		var err error
+		select {
+		case <-l.queue.wake:
+			err = l.sequence(l.queue.take())
+		case <-retry.C:
+			err = l.sequence(l.queue.take())
+		case <-l.settled():
+			err = l.settle(nil)
+		case <-ctx.Done():
+			if err := l.settle(nil); errors.Is(err, ErrUnknown) {
+				l.fatal.Store(&err)
+			}
+			l.queue.close(&Refusal{Code: record.CodeInternal, Message: "the appliance is shutting down"})
+			return
+		}
+		switch {
+		case errors.Is(err, ErrUnknown):
+			l.fatal.Store(&err)
+			l.queue.close(err)
+			return
+		case err != nil:
+			retry.Reset(ownRetry)
+		}
+	}
+}
+
+// sequence turns what was waiting into evidence. Signing overlaps the commit of the batch before; everything else is in order.
+// The error says why the batch failed; its requests have been answered or put back by then.
+func (l *Ledger) sequence(requests []*request) error {
+	b := &batch{requests: requests, base: l.tip, done: make(chan struct{})}
+
+	// 1. Stamp. One reading for the batch: when its requests had been received. It is taken before their order is fixed, so
+	// that time never runs backwards along the log unless the machine's clock does.
+	stamp := l.cfg.Clock.Now()
+
+	// 2. Admit or refuse each request, all of it or nothing, and number what is new.
+	if l.admit(b, stamp); len(b.requests) == 0 {
+		return nil
+	}
+
+	// 3. Chain: encode each entry with its index and the hash of the one before, and extend the tree.
+	if err := l.chain(b, stamp); err != nil {
+		return l.abandon(b, &Refusal{Code: record.CodeInternal, Message: "an entry could not be encoded", Err: err})
+	}
+
+	// 4. Sign the new head. The signature stays here until step 6 has returned: nothing signed leaves before it is durable.
+	if err := l.sign(b); err != nil {
+		return l.abandon(b, &Refusal{Code: l.cfg.Device, Message: "the log cannot be signed: " + err.Error(), RetryAfter: time.Second, Err: err})
+	}
+
+	// 5. Wait for the batch before. If it failed, this one stands on nothing, and fails with it: its signature is destroyed.
+	if err := l.settle(b); err != nil {
+		return err
+	}
+
+	// 6. Commit entries, tree and signed head in one transaction; then answer. The next batch forms meanwhile.
+	l.tip, l.inflight = b.next, b
+	go l.commit(b)
+	return nil
+}
+
+// chain makes the entries of b's drafts, and the head over them.
+func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
+	next := &head{tree: b.base.tree.Clone(), prev: b.base.prev, state: b.base.state}
+	first := b.base.size()
+	b.content = store.Batch{First: first, Entries: make([][]byte, len(b.drafts))}
+	frame := record.NewFrame(l.cfg.Origin, stamp)
+	size := 0
+	for i := range b.drafts {
+		size += len(b.drafts[i].body) + len(b.drafts[i].producer) + envelope
+	}
+	buf := make([]byte, 0, size)
+	for i, d := range b.drafts {
+		index := first + uint64(i)
+		at := len(buf)
+		buf = frame.Append(buf, d.kind, index, next.prev, d.producer, d.body)
+		entry := buf[at:len(buf):len(buf)]
+		if len(entry) > record.MaxEntry {
+			return fmt.Errorf("entry %d: %d bytes are more than %d", index, len(entry), record.MaxEntry)
+		}
+		next.prev = record.LeafHash(entry)
+		b.content.Entries[i] = entry
+		b.content.Hashes = next.tree.Append(b.content.Hashes, next.prev)
+		if d.kind != record.KindEvent {
+			b.content.Marks = append(b.content.Marks, store.Mark{Kind: d.kind, Index: index})
+		}
+		if err := fold(&next.state, d.kind, entry, next.prev); err != nil {
+			return err
+		}
+	}
+	b.next = next
+	b.span = record.Span{Base: b.base.tree, Hashes: b.content.Hashes, Size: next.size()}
+	return nil
+}
+
+// envelope is a guess at the bytes around a body, so that a batch's buffer rarely grows.
+const envelope = 512
+
+// fold applies an entry to the governed state; most kinds only count.
+func fold(s *ceremony.State, kind record.Kind, entry []byte, leaf record.Hash) error {
+	if !ceremony.Governs(kind) {
+		*s = s.Skip(1)
+		return nil
+	}
+	e, err := record.ParseEntry(entry)
+	if err != nil {
+		return err
+	}
+	*s, err = s.Apply(e, leaf)
+	return err
+}
+
+// sign makes the signed checkpoint over b's head. The signers verify their own signatures before they return them.
+func (l *Ledger) sign(b *batch) error {
+	if len(b.drafts) == 0 { // only repeats: the head before covers them
+		b.next = b.base
+		return nil
+	}
+	text := record.Checkpoint{Origin: l.cfg.Origin, Size: b.next.size(), Root: b.next.tree.Root()}.Text()
+	start := time.Now()
+	signed, err := note.Sign(&note.Note{Text: text}, l.signer...)
+	l.stats.signed(time.Since(start))
+	if err != nil {
+		return err
+	}
+	// A device can sign with another key than the one it was asked for (a handle that outlived its session). Nothing that does
+	// not verify under the governed keys goes further.
+	if _, _, err := record.OpenCheckpoint(signed, l.verify...); err != nil {
+		return fmt.Errorf("the device's signature does not verify under the log's key: %w", err)
+	}
+	b.next.checkpoint, b.content.Checkpoint = signed, signed
+	return nil
+}
+
+// commit makes b durable and answers its requests. A failure is left to settle, which knows what was stacked on b.
+func (l *Ledger) commit(b *batch) {
+	defer func() {
+		close(b.done)
+		if b.err == nil {
+			l.answer(b, nil)
+		}
+	}()
+	if len(b.drafts) == 0 {
+		return
+	}
+	start := time.Now()
+	if err := l.store.Commit(&b.content); err != nil {
+		b.err = failure(err)
+		return
+	}
+	l.stats.committed(len(b.drafts), time.Since(start))
+	l.committed.Store(b.next)
+	if len(b.streams) > 0 {
+		l.background.Go(func() { l.snapshot(b.streams, b.next.size()) })
+	}
+}
+
+// failure is what a failed commit means to producers.
+func failure(err error) error {
+	switch {
+	case errors.Is(err, store.ErrUnknown):
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	case errors.Is(err, store.ErrFull):
+		return &Refusal{Code: record.CodeDisk, Message: "the disk is full; nothing was taken: make room", RetryAfter: time.Second, Err: err}
+	default:
+		return &Refusal{Code: record.CodeDisk, Message: "the disk refused the batch; nothing was taken: " + err.Error(), RetryAfter: time.Second, Err: err}
+	}
+}
+
+// settled is readable when the batch in flight has been committed or has failed; never when there is none.
+func (l *Ledger) settled() <-chan struct{} {
+	if l.inflight == nil {
+		return nil
+	}
+	return l.inflight.done
+}
+
+// settle waits for the batch in flight. If it failed, so does the batch stacked on it (or nil): both are undone, last first, the
+// ledger is back at the committed head, their requests are answered, and settle returns why.
+func (l *Ledger) settle(stacked *batch) error {
+	b := l.inflight
+	if b == nil {
+		return nil
+	}
+	<-b.done
+	l.inflight = nil
+	if b.err == nil {
+		l.window.forget(b.next.size())
+		return nil
+	}
+	if stacked != nil {
+		_ = l.abandon(stacked, b.err)
+	}
+	l.tip = b.base
+	return l.abandon(b, b.err)
+}
+
+// abandon undoes what admitting b did to numbers and streams, answers its requests with why, and returns why.
+func (l *Ledger) abandon(b *batch, why error) error {
+	for i := len(b.undo) - 1; i >= 0; i-- {
+		b.undo[i]()
+	}
+	if len(b.streams) > 0 {
+		l.resnapshot.Store(true)
+	}
+	l.stats.failed(why)
+	l.answer(b, why)
+	return why
+}
+
+// answer tells every request of b how it went; without an error, b is durable. The daemon's own records of a batch that failed go
+// back into the queue.
+func (l *Ledger) answer(b *batch, err error) {
+	var own []*request
+	for _, r := range b.requests {
+		switch {
+		case err == nil:
+			r.done <- answer{result: l.result(b, r)}
+		case r.own && !errors.Is(err, ErrUnknown):
+			own = append(own, r)
+		default:
+			r.done <- answer{err: err}
+		}
+	}
+	if len(own) > 0 {
+		l.queue.again(own)
+	}
+}
