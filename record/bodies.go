@@ -68,10 +68,13 @@ func (s *System) Check() error {
 	if (s.Event == SystemAlarm) != (s.Code != "") && s.Event != SystemRecovery {
 		return refuse("code", "an alarm has it, other events do not")
 	}
+	if s.Code != "" && !s.Code.known() {
+		return refuse("code", "unknown code %q", clip(string(s.Code), 40))
+	}
 	if s.Size != nil && *s.Size > MaxInt {
 		return refuse("size", "must be at most 2^53-1")
 	}
-	return checkTexts(text{"message", s.Message, MaxMessage}, text{"version", s.Version, MaxID}, text{"code", string(s.Code), MaxID})
+	return checkTexts(text{"message", s.Message, MaxMessage}, text{"version", s.Version, MaxID})
 }
 
 // Access is the body of an entry of kind access: what somebody read of the log.

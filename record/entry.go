@@ -167,15 +167,15 @@ func (e *Entry) check() error {
 		return refuse("kind", "unknown kind %q", clip(string(e.Kind), 40))
 	case e.Index > MaxInt:
 		return refuse("index", "must be at most 2^53-1")
-	case e.Index == 0 && e.Prev != Hash{}:
-		return refuse("prev", "must be absent at index 0")
+	case (e.Index == 0) != (e.Prev == Hash{}):
+		return refuse("prev", "must be there after index 0, and only there")
 	}
 	return checkStamp(e.Stamp)
 }
 
 func checkBody(kind Kind, body []byte) error {
 	if kind == KindEvent {
-		if _, ok := scanEvent(body); ok {
+		if isEvent(body, nil) {
 			return nil
 		}
 		_, err := ParseEvent(body)
@@ -192,6 +192,9 @@ func checkBody(kind Kind, body []byte) error {
 func ParseEntry(b []byte) (*Entry, error) {
 	if len(b) > MaxEntry {
 		return nil, tooLarge("", len(b), MaxEntry)
+	}
+	if e, ok := scanEntry(b); ok {
+		return e, nil
 	}
 	return parseEntry(b)
 }
@@ -249,9 +252,6 @@ func (w *wireEntry) entry() (*Entry, error) {
 	stamp, err := w.Clock.stamp(sys)
 	if err != nil {
 		return nil, within("clock", err)
-	}
-	if w.Index > 0 && w.Prev == (Hash{}) {
-		return nil, refuse("prev", "required after index 0")
 	}
 	return &Entry{Index: w.Index, Kind: w.Kind, Log: w.Log, Prev: w.Prev, Producer: w.Producer, Stamp: stamp, Body: w.Body}, nil
 }

@@ -81,7 +81,7 @@ func (e *Event) Key() EventKey {
 // CanonicalEvent checks an event as it was received, ordinary JSON of at most MaxEventSource bytes, and returns its canonical
 // form, which is src itself when that is canonical already. Errors are *FieldError.
 func CanonicalEvent(src []byte) (body []byte, key EventKey, err error) {
-	if key, ok := scanEvent(src); ok {
+	if isEvent(src, &key) {
 		return src, key, nil
 	}
 	return canonicalEvent(src)
@@ -359,7 +359,10 @@ func lowerHex(s []byte) bool {
 // checkIP accepts an address in its one canonical text. A zone (`%eth0`) means something on one machine only and is refused.
 func checkIP(s []byte) string {
 	const reason = "must be an IPv4 address, or an IPv6 address in the form of RFC 5952, without a zone"
-	if bytes.IndexByte(s, '%') >= 0 || len(s) > 45 {
+	if isIPv4(s) {
+		return ""
+	}
+	if len(s) > 45 || bytes.IndexByte(s, ':') < 0 || bytes.IndexByte(s, '%') >= 0 {
 		return reason
 	}
 	a, err := netip.ParseAddr(string(s))
@@ -368,4 +371,23 @@ func checkIP(s []byte) string {
 		return reason
 	}
 	return ""
+}
+
+// isIPv4 is netip's rule without its copy of the text: four numbers to 255 without leading zeros.
+func isIPv4(s []byte) bool {
+	parts, digits, n := 1, 0, 0
+	for _, c := range s {
+		switch {
+		case c == '.' && digits > 0 && parts < 4:
+			parts, digits, n = parts+1, 0, 0
+		case '0' <= c && c <= '9' && (digits == 0 || n > 0):
+			n = n*10 + int(c-'0')
+			if digits++; n > 255 {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return parts == 4 && digits > 0
 }

@@ -1,62 +1,70 @@
 package record
 
-// scanEvent reports whether src is a valid event in canonical form, in one pass; it allocates nothing but the strings of the key.
-// When it says no, canonicalEvent decides.
-func scanEvent(src []byte) (key EventKey, ok bool) {
-	if len(src) > MaxEvent || len(src) < 2 || src[0] != '{' {
-		return key, false
+// isEvent reports whether src is a valid event in canonical form, and sets key, which may be nil, if it is; it allocates nothing but
+// the strings of the key. When it says no, canonicalEvent decides.
+func isEvent(src []byte, key *EventKey) bool {
+	if len(src) > MaxEvent || scanEvent(src, 0, key) != len(src) {
+		if key != nil {
+			*key = EventKey{}
+		}
+		return false
+	}
+	return true
+}
+
+// scanEvent reads an event of any length.
+func scanEvent(b []byte, i int, key *EventKey) int {
+	if i >= len(b) || b[i] != '{' {
+		return -1
 	}
 	var name []byte
 	typed := false
-	for i := 1; ; i++ {
-		if name, i = scanName(src, i, name); i < 0 {
-			return key, false
+	for i++; ; i++ {
+		if name, i = scanName(b, i, name); i < 0 {
+			return -1
 		}
 		from := i
 		switch string(name) {
 		case "actor":
-			i = scanActor(src, i)
+			i = scanActor(b, i)
 		case "data":
-			if i >= len(src) || src[i] != '{' {
-				return key, false
+			if i >= len(b) || b[i] != '{' {
+				return -1
 			}
-			i = scanObject(src, i, MaxDepth-2)
+			i = scanObject(b, i, MaxDepth-2)
 		case "id":
-			if i = scanText(src, i, MaxID); i > 0 {
-				key.ID = string(unescape(src[from+1 : i-1]))
+			if i = scanText(b, i, MaxID); i > 0 && key != nil {
+				key.ID = string(unescape(b[from+1 : i-1]))
 			}
 		case "outcome":
-			i = scanChecked(src, i, checkOutcome)
+			i = scanChecked(b, i, checkOutcome)
 		case "session_id", "source", "transaction_id":
-			i = scanText(src, i, MaxString)
+			i = scanText(b, i, MaxString)
 		case "severity":
-			_, i = scanInt(src, i, 1, 24)
+			_, i = scanInt(b, i, 1, 24)
 		case "span_id":
-			i = scanChecked(src, i, checkSpanID)
+			i = scanChecked(b, i, checkSpanID)
 		case "src":
-			i = scanSrc(src, i)
+			i = scanSrc(b, i)
 		case "stream":
-			i = scanStream(src, i, &key)
+			i = scanStream(b, i, key)
 		case "target":
-			i = scanTarget(src, i)
+			i = scanTarget(b, i)
 		case "time":
-			i = scanChecked(src, i, checkTime)
+			i = scanChecked(b, i, checkTime)
 		case "trace_id":
-			i = scanChecked(src, i, checkTraceID)
+			i = scanChecked(b, i, checkTraceID)
 		case "type":
-			i = scanChecked(src, i, checkType)
+			i = scanChecked(b, i, checkType)
 			typed = true
 		default:
-			return key, false
+			return -1
 		}
-		if i < 0 || i >= len(src) {
-			return key, false
-		}
-		if src[i] == '}' {
-			return key, typed && i+1 == len(src)
-		}
-		if src[i] != ',' {
-			return key, false
+		if i < 0 || i >= len(b) || b[i] != ',' {
+			if !typed {
+				return -1
+			}
+			return scanClose(b, i)
 		}
 	}
 }
@@ -136,12 +144,13 @@ func scanStream(b []byte, i int, key *EventKey) int {
 	if i = scanText(b, i, MaxID); i < 0 {
 		return -1
 	}
-	key.Stream, key.HasStream = string(unescape(b[from+1:i-1])), true
+	id := b[from+1 : i-1]
 	if i = scanLiteral(b, i, middle); i < 0 {
 		return -1
 	}
-	if key.N, i = scanInt(b, i, 0, MaxInt); i < 0 {
-		return -1
+	n, i := scanInt(b, i, 0, MaxInt)
+	if i > 0 && key != nil {
+		key.Stream, key.N, key.HasStream = string(unescape(id)), n, true
 	}
 	return scanClose(b, i)
 }

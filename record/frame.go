@@ -100,8 +100,11 @@ func parseState(name string) (clock.State, bool) {
 }
 
 func checkStamp(s clock.Stamp) error {
-	if _, ok := parseState(s.State.String()); !ok {
+	if s.State > clock.Disrupted {
 		return refuse("clock.state", "unknown state %d", s.State)
+	}
+	if _, ok := scanTime(AppendTime(nil, s.Sys)); !ok {
+		return refuse("time", "must lie between the years 1678 and 2261")
 	}
 	return nil
 }

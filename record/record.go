@@ -98,3 +98,11 @@ const (
 	CodeUnsealed  Code = "unsealed"  // the last seal is too old
 	CodeInternal  Code = "internal"  // a fault of the program
 )
+
+func (c Code) known() bool {
+	switch c {
+	case CodeInvalid, CodeTooLarge, CodeForbidden, CodeConflict, CodeStale, CodeBusy, CodeClock, CodeHSM, CodeTPM, CodeDisk, CodeRollback, CodeUnsealed, CodeInternal:
+		return true
+	}
+	return false
+}

@@ -11,20 +11,36 @@ func AppendTime(dst []byte, ns int64) []byte {
 	return time.Unix(0, ns).UTC().AppendFormat(dst, timeLayout)
 }
 
-// ParseTime reads what AppendTime makes: years 1677 to 2262.
+// ParseTime reads what AppendTime makes, for the years 1678 to 2261.
 func ParseTime(s string) (ns int64, err error) {
 	if reason := checkTime([]byte(s)); reason != "" {
 		return 0, refuse("", "%s", reason)
 	}
-	t, err := time.Parse(timeLayout, s)
-	if err != nil {
-		return 0, refuse("", "%v", err)
-	}
-	if ns = t.UnixNano(); string(AppendTime(nil, ns)) != s {
-		return 0, refuse("", "must lie between the years 1677 and 2262")
+	ns, ok := scanTime([]byte(s))
+	if !ok {
+		return 0, refuse("", "must lie between the years 1678 and 2261")
 	}
 	return ns, nil
 }
+
+// scanTime reads a time of the years that nanoseconds in 64 bits hold completely.
+func scanTime(s []byte) (ns int64, ok bool) {
+	if checkTime(s) != "" {
+		return 0, false
+	}
+	year := number2(s, 0)*100 + number2(s, 2)
+	if year < 1678 || year > 2261 {
+		return 0, false
+	}
+	nano := 0
+	for _, c := range s[20:29] {
+		nano = nano*10 + int(c-'0')
+	}
+	t := time.Date(year, time.Month(number2(s, 5)), number2(s, 8), number2(s, 11), number2(s, 14), number2(s, 17), nano, time.UTC)
+	return t.UnixNano(), true
+}
+
+func number2(s []byte, i int) int { return int(s[i]-'0')*10 + int(s[i+1]-'0') }
 
 // checkTime accepts a valid time of the years 0000 to 9999 in the form of timeLayout. A leap second is refused: in UTC as
 // computers keep it there is none.
@@ -43,9 +59,11 @@ func checkTime(s []byte) string {
 			return reason
 		}
 	}
-	two := func(i int) int { return int(s[i]-'0')*10 + int(s[i+1]-'0') }
-	year, month, day := two(0)*100+two(2), two(5), two(8)
-	if month < 1 || month > 12 || day < 1 || day > daysIn(year, month) || two(11) > 23 || two(14) > 59 || two(17) > 59 {
+	year, month, day := number2(s, 0)*100+number2(s, 2), number2(s, 5), number2(s, 8)
+	if month < 1 || month > 12 || day < 1 || day > daysIn(year, month) {
+		return reason
+	}
+	if number2(s, 11) > 23 || number2(s, 14) > 59 || number2(s, 17) > 59 {
 		return reason
 	}
 	return ""
