@@ -2,7 +2,6 @@ package record
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -288,12 +287,4 @@ func seeds(t testing.TB, name string) (out [][]byte) {
 		t.Fatalf("%s: only %d seeds", name, len(out))
 	}
 	return out
-}
-
-func unbase64(t testing.TB, s string) []byte {
-	b, err := base64.StdEncoding.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
