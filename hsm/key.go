@@ -121,6 +121,9 @@ func (k *Key) Public() crypto.PublicKey { return k.pub }
 // Info returns the key's attributes as they were when it was found.
 func (k *Key) Info() KeyInfo { return k.info }
 
+// Ref names the key by all that pins it, as Destroy wants it.
+func (k *Key) Ref() KeyRef { return k.pin.ref() }
+
 // Sign implements [crypto.Signer]; see SignContext. The token is its own source of randomness.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	return k.SignContext(context.Background(), digest, opts)
@@ -148,6 +151,7 @@ func (k *Key) SignContext(ctx context.Context, digest []byte, opts crypto.Signer
 		return nil, fmt.Errorf("signing with key %s in token %s: %w", k.pin.ref(), k.t.cfg, err)
 	}
 	k.t.signatures.Add(1)
+	k.t.module.works.Store(true)
 	return <-result, nil
 }
 

@@ -20,7 +20,6 @@ const (
 	heartbeat  = time.Second            // between looks at healthy tokens
 	firstPause = 100 * time.Millisecond // before a second attempt at recovery, doubling
 	lastPause  = time.Second            // up to this
-	calm       = 10 * time.Second       // without trouble, after which pauses start small again
 	drainTime  = 2 * time.Second        // for calls in flight to end before C_Finalize
 	checkTime  = 5 * time.Second        // for a revived token to open a session and log in
 )
@@ -46,6 +45,7 @@ type Module struct {
 	initialised bool
 
 	reinits atomic.Uint64
+	works   atomic.Bool // a token has signed since the last trouble: pauses start small again
 
 	mu      sync.Mutex // guards the following
 	refs    int
@@ -205,8 +205,8 @@ func (m *Module) finalise() error {
 	return call("C_Finalize", err)
 }
 
-// supervise looks after the module's tokens until stop is closed: at a heartbeat while they are well, at growing pauses while one is
-// not, and at once when a session reports trouble after a calm time.
+// supervise looks after the module's tokens until stop is closed: at a heartbeat while they are well, at once when a session reports
+// trouble, and at growing pauses until it is over.
 func (m *Module) supervise(stop <-chan struct{}, stopped chan<- struct{}) {
 	defer close(stopped)
 	pause := firstPause
@@ -225,11 +225,11 @@ func (m *Module) supervise(stop <-chan struct{}, stopped chan<- struct{}) {
 		case <-timer.C:
 		}
 		if m.tend() {
-			if time.Since(trouble) > calm {
-				pause = firstPause
-			}
 			timer.Reset(heartbeat)
 			continue
+		}
+		if m.works.Swap(false) {
+			pause = firstPause
 		}
 		trouble = time.Now()
 		timer.Reset(pause)
