@@ -196,12 +196,17 @@ func path(d *jsontext.Decoder) string {
 
 // pathAt is the path of a pointer into src, which is valid JSON.
 func pathAt(src []byte, p jsontext.Pointer) string {
+	depth := 1
+	for range p.Tokens() {
+		depth++
+	}
 	d := jsontext.NewDecoder(bytes.NewReader(src))
 	for {
 		if _, err := d.ReadToken(); err != nil {
 			return pointerPath(p, func(int) bool { return false })
 		}
-		if d.StackPointer() == p {
+		// What lies deeper cannot match, and building its pointer costs as much as its names are long.
+		if d.StackDepth() <= depth && d.StackPointer() == p {
 			return path(d)
 		}
 	}

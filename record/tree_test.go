@@ -74,7 +74,8 @@ func TestSpanProvesItsLeaves(t *testing.T) {
 			if root, err := tlog.TreeHash(int64(size), span); err != nil || root != trees[size].Root() {
 				t.Fatalf("root of %d on %d: %v, %v", size, base, root, err)
 			}
-			for leaf := base; leaf < size; leaf++ {
+			step := 1 + size/80 // every leaf of small trees, some of large ones, always the first
+			for leaf := base; leaf < size; leaf += step {
 				proof, err := tlog.ProveRecord(int64(size), int64(leaf), span)
 				if err != nil {
 					t.Fatalf("leaf %d of %d on %d: %v", leaf, size, base, err)
