@@ -155,7 +155,9 @@ func TestStreams(t *testing.T) {
 	d := newDevices(t)
 	l := open(t, d, create(t, d))
 	defer closed(t, l)
-	n := func(stream string, n int) ledger.Event { return event(t, fmt.Sprintf(`"stream":{"id":%q,"n":%d},`, stream, n)) }
+	n := func(stream string, n int) ledger.Event {
+		return event(t, fmt.Sprintf(`"stream":{"id":%q,"n":%d},`, stream, n))
+	}
 	mustAppend(t, l, n("s", 1), n("s", 2))
 	res := mustAppend(t, l, n("s", 3), n("s", 7), n("s", 8))
 	if res.Items[0].Index != 4 || res.Items[2].Index != 6 {

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"bulla/api/server"
+	"bulla/ceremony"
+	"bulla/clock"
+	"bulla/clock/ntp"
+	"bulla/ledger"
+	"bulla/record"
+	"bulla/store"
+)
+
+// appliance is a running daemon: its devices, its logs, and what serves them.
+type appliance struct {
+	cfg     *Config
+	log     *slog.Logger
+	devices *devices
+	clock   *lateClock
+	monitor *ntp.Monitor
+	logs    []*openLog
+	sealer  *ledger.Sealer // nil without a TPM
+	exe     record.Hash    // of the running executable
+	config  record.Hash    // of the configuration file
+}
+
+type openLog struct {
+	LogConfig
+	*ledger.Ledger
+}
+
+// lateClock is the clock that ledgers stamp with: the machine's alone until the monitor runs, which needs the logs to record in.
+type lateClock struct{ monitor atomic.Pointer[ntp.Monitor] }
+
+func (c *lateClock) Now() clock.Stamp {
+	if m := c.monitor.Load(); m != nil {
+		return m.Now()
+	}
+	return clock.Stamp{Sys: time.Now().UnixNano()}
+}
+
+// openAppliance opens devices and logs, in that order, and starts nothing yet. What it opened is closed again on error.
+func openAppliance(ctx context.Context, path string, cfg *Config, log *slog.Logger) (a *appliance, err error) {
+	a = &appliance{cfg: cfg, log: log, clock: &lateClock{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if a.exe, err = fileHash("/proc/self/exe"); err != nil {
+		return nil, err
+	}
+	if a.config, err = fileHash(path); err != nil {
+		return nil, err
+	}
+	if a.devices, err = openDevices(ctx, cfg); err != nil {
+		return nil, err
+	}
+	for _, lc := range cfg.Logs {
+		l, err := a.openLog(ctx, lc)
+		if err != nil {
+			return nil, fmt.Errorf("log %s: %w", lc.Name, err)
+		}
+		a.logs = append(a.logs, &openLog{lc, l})
+	}
+	if err := a.openMonitor(); err != nil {
+		return nil, err
+	}
+	return a, a.openSealer(ctx)
+}
+
+func (a *appliance) openLog(ctx context.Context, lc LogConfig) (*ledger.Ledger, error) {
+	cfg := ledger.Config{Origin: lc.Origin, Clock: a.clock}
+	var err error
+	if cfg.Signer, cfg.Device, err = a.devices.signer(ctx, lc.Key); err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	if lc.Interop != "" {
+		var signer crypto.Signer
+		if signer, _, err = a.devices.signer(ctx, lc.Interop); err != nil {
+			return nil, fmt.Errorf("interop: %w", err)
+		}
+		cfg.Interop = signer
+	}
+	s, err := store.Open(lc.File)
+	if err != nil {
+		return nil, err
+	}
+	l, err := ledger.Open(cfg, s)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return l, nil
+}
+
+// recordAll writes one of the machine's own records into every log and returns when all have it durable.
+func (a *appliance) recordAll(ctx context.Context, kind record.Kind, body []byte) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range a.logs {
+		g.Go(func() error {
+			if _, err := l.Record(ctx, kind, body); err != nil {
+				return fmt.Errorf("log %s: %w", l.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (a *appliance) system(ctx context.Context, s *record.System) error {
+	if err := s.Check(); err != nil {
+		return fmt.Errorf("recording %s: %w", s.Event, err)
+	}
+	body, err := record.MarshalCanonical(s)
+	if err != nil {
+		return fmt.Errorf("recording %s: %w", s.Event, err)
+	}
+	return a.recordAll(ctx, record.KindSystem, body)
+}
+
+// serve runs the appliance until ctx ends or it cannot go on.
+func (a *appliance) serve(ctx context.Context, ready func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if err := a.system(ctx, &record.System{Event: record.SystemStart, Version: version(), Exe: &a.exe, Config: &a.config}); err != nil {
+		a.log.Error("the start could not be recorded yet", "error", err)
+	}
+	g.Go(func() error { return a.monitor.Run(ctx) })
+	if a.sealer != nil {
+		g.Go(func() error { return a.sealer.Run(ctx) })
+	}
+	for _, l := range a.logs {
+		g.Go(func() error {
+			select {
+			case <-l.Done():
+				return fmt.Errorf("log %s stopped: %w", l.Name, l.Err())
+			case <-ctx.Done():
+				return nil
+			}
+		})
+	}
+	g.Go(func() error { return server.Serve(ctx, a.serverConfig(ready)) })
+	err := g.Wait()
+	if errors.Is(err, ledger.ErrUnknown) {
+		return err
+	}
+	return errors.Join(ignoreCanceled(err), a.stop())
+}
+
+// stop seals and records the end, as far as the devices still answer.
+func (a *appliance) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := a.system(ctx, &record.System{Event: record.SystemStop}); err != nil {
+		a.log.Error("the stop could not be recorded", "error", err)
+	}
+	if a.sealer != nil {
+		if _, err := a.sealer.Seal(ctx, "stop", nil); err != nil {
+			a.log.Error("no last seal", "error", err)
+		}
+	}
+	return nil
+}
+
+// Close closes logs and devices.
+func (a *appliance) Close() error {
+	var errs []error
+	for _, l := range a.logs {
+		errs = append(errs, l.Close())
+	}
+	if a.devices != nil {
+		errs = append(errs, a.devices.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// state is what governs the machine: the policies of clock and seals, which all its logs must share.
+func (a *appliance) state() (ceremony.State, error) {
+	first := a.logs[0].State()
+	for _, l := range a.logs[1:] {
+		s := l.State()
+		if s.Policy.Clock != first.Policy.Clock {
+			return first, usagef("logs %s and %s are governed by different clock policies; one machine has one clock", a.logs[0].Name, l.Name)
+		}
+	}
+	return first, nil
+}
+
+func fileHash(path string) (record.Hash, error) {
+	var h record.Hash
+	f, err := os.Open(path)
+	if err != nil {
+		return h, fmt.Errorf("hashing: %w", err)
+	}
+	defer f.Close()
+	s := sha256.New()
+	if _, err := io.Copy(s, f); err != nil {
+		return h, fmt.Errorf("hashing %s: %w", path, err)
+	}
+	return record.Hash(s.Sum(nil)), nil
+}
+
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"bulla/attest"
+	"bulla/ceremony"
+	"bulla/hsm"
+	"bulla/ledger"
+	"bulla/record"
+	"bulla/store"
+	"bulla/tpm"
+)
+
+func initCommand() *cobra.Command {
+	var config, plan string
+	var dry bool
+	c := &cobra.Command{
+		Use:   "init --config FILE --plan FILE",
+		Short: "Make a log: its key, the TPM's enrolment, and its genesis",
+		Long: `Make one log from a plan. Everything is checked before a device is touched: the log's file and its key must not exist yet.
+bullad must not be running. The leaf hash that is printed at the end is what auditors trust: keep it elsewhere.`,
+		Example: "  bullad init --config /etc/bulla/bullad.toml --plan genesis.toml --dry-run\n  bullad init --config /etc/bulla/bullad.toml --plan genesis.toml",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(config)
+			if err != nil {
+				return err
+			}
+			p, err := loadPlan(plan)
+			if err != nil {
+				return err
+			}
+			return initialize(cmd.Context(), cfg, p, dry, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&config, "config", "/etc/bulla/bullad.toml", "configuration file")
+	c.Flags().StringVar(&plan, "plan", "", "genesis plan")
+	c.Flags().BoolVar(&dry, "dry-run", false, "check everything and change nothing")
+	must(c.MarkFlagRequired("plan"))
+	return c
+}
+
+// initialize makes the log that the plan describes.
+func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writer) (err error) {
+	lc, err := p.check(cfg)
+	if err != nil {
+		return usage(err)
+	}
+	g := p.genesis()
+	if _, err := os.Lstat(lc.File); !errors.Is(err, fs.ErrNotExist) {
+		return usagef("%s exists already: a genesis never touches a file that is there", lc.File)
+	}
+	d, err := openDevices(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	keys, err := d.vacant(ctx, lc)
+	if err != nil {
+		return err
+	}
+	sealer := filepath.Join(cfg.State, sealerFile)
+	enrolled, err := ledger.Enrolled(sealer)
+	if err != nil {
+		return err
+	}
+	if d.tpm != nil && enrolled == nil && cfg.TPM.Roots == "" {
+		return usagef("tpm.roots: name the certificate authorities that the TPM's endorsement key must come from")
+	}
+	if dry {
+		_, err := fmt.Fprintf(out, "%s: plan and configuration are consistent; key %s is free, %s is free; nothing was changed\n", lc.Origin, lc.Key, lc.File)
+		return err
+	}
+	signer, err := keys.generate(ctx, hsm.Algorithm(p.Algorithm), g)
+	if err != nil {
+		return err
+	}
+	if g.TPM = enrolled; d.tpm != nil && enrolled == nil {
+		if g.TPM, err = enrol(ctx, d.tpm, cfg, *p.Seal.PCR); err != nil {
+			return err
+		}
+	}
+	lcfg := ledger.Config{Origin: lc.Origin, Clock: &lateClock{}, Signer: signer.log, Interop: signer.interop, Device: signer.code}
+	if err := ledger.Create(lc.File, lcfg, g); err != nil {
+		return err
+	}
+	if g.TPM != nil {
+		if err := ledger.Cover(sealer, lc.Origin, g.TPM); err != nil {
+			return err
+		}
+	}
+	leaf, err := genesisLeaf(lc.File)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s: genesis leaf hash %x\n", lc.Origin, leaf[:])
+	return err
+}
+
+// genesisLeaf reads back what auditors trust.
+func genesisLeaf(path string) (record.Hash, error) {
+	s, err := store.OpenAtRest(path)
+	if err != nil {
+		return record.Hash{}, err
+	}
+	entry, err := s.Entry(0)
+	if err = errors.Join(err, s.Close()); err != nil {
+		return record.Hash{}, err
+	}
+	return record.LeafHash(entry), nil
+}
+
+func enrol(ctx context.Context, t *tpm.TPM, cfg *Config, pcr int) (*attest.Enrolment, error) {
+	roots, err := os.ReadFile(cfg.TPM.Roots)
+	if err != nil {
+		return nil, usage(err)
+	}
+	e, err := t.Enrol(ctx, tpm.EnrolConfig{Roots: roots, PCR: pcr})
+	if err != nil {
+		return nil, fmt.Errorf("enrolling the TPM: %w", err)
+	}
+	return e, nil
+}
+
+// places are where a log's keys will be made.
+type places struct {
+	devices      *devices
+	log, interop string
+}
+
+// made are a log's keys, as signers.
+type made struct {
+	log, interop crypto.Signer
+	code         record.Code
+}
+
+// vacant checks that the places for the log's keys are free.
+func (d *devices) vacant(ctx context.Context, lc LogConfig) (*places, error) {
+	for _, uri := range []string{lc.Key, lc.Interop} {
+		if uri == "" {
+			continue
+		}
+		_, _, err := d.signer(ctx, uri)
+		switch {
+		case err == nil:
+			return nil, usagef("key %s exists already: a genesis makes its own; name another", uri)
+		case errors.Is(err, hsm.ErrNoKey), errors.Is(err, tpm.ErrNoKey):
+		default:
+			return nil, err
+		}
+	}
+	return &places{d, lc.Key, lc.Interop}, nil
+}
+
+// generate makes the keys in their devices and notes them in the genesis.
+func (p *places) generate(ctx context.Context, a hsm.Algorithm, g *ceremony.Genesis) (*made, error) {
+	var m made
+	for _, k := range []struct {
+		uri, purpose string
+		algorithm    hsm.Algorithm
+		signer       *crypto.Signer
+	}{{p.log, ceremony.PurposeLog, a, &m.log}, {p.interop, ceremony.PurposeInterop, hsm.Ed25519, &m.interop}} {
+		if k.uri == "" {
+			continue
+		}
+		attributes, err := p.devices.generate(ctx, k.uri, k.algorithm)
+		if err != nil {
+			return nil, err
+		}
+		signer, code, err := p.devices.signer(ctx, k.uri)
+		if err != nil {
+			return nil, err
+		}
+		spki, err := x509.MarshalPKIXPublicKey(signer.Public())
+		if err != nil {
+			return nil, fmt.Errorf("key %s: %w", k.uri, err)
+		}
+		*k.signer = signer
+		if k.purpose == ceremony.PurposeLog {
+			m.code = code
+		}
+		g.Keys = append(g.Keys, ceremony.Key{Algorithm: string(k.algorithm), Attributes: attributes, Purpose: k.purpose, SPKI: spki})
+	}
+	return &m, nil
+}
+
+// generate makes one key where the URI says, and returns what the device tells of it.
+func (d *devices) generate(ctx context.Context, uri string, a hsm.Algorithm) (map[string]string, error) {
+	if strings.HasPrefix(uri, "tpm:") {
+		if a != hsm.ECDSAP256 {
+			return nil, usagef("key %s: keys in the TPM are ecdsa-p256", uri)
+		}
+		info, err := d.tpm.GenerateKey(ctx, uri)
+		if err != nil {
+			return nil, err
+		}
+		return flatten(info)
+	}
+	u, err := hsm.ParseURI(uri)
+	if err != nil {
+		return nil, usage(err)
+	}
+	t, err := d.token(ctx, u)
+	if err != nil {
+		return nil, err
+	}
+	key, err := t.Generate(ctx, a, u.Object)
+	if err != nil {
+		return nil, err
+	}
+	token, err := t.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return flatten(token, key)
+}
+
+// flatten turns what devices tell into text, for evidence. The public key has a member of its own.
+func flatten(values ...any) (map[string]string, error) {
+	out := map[string]string{}
+	for _, v := range values {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		var m map[string]any
+		if err := json.Unmarshal(b, &m); err != nil {
+			return nil, err
+		}
+		for k, x := range m {
+			if k != "spki" && k != "algorithm" && x != nil && fmt.Sprint(x) != "" {
+				out[k] = fmt.Sprint(x)
+			}
+		}
+	}
+	return out, nil
+}
+
+// usageArgs makes wrong arguments a usage error.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error { return usage(check(c, args)) }
+}
+
+// must is for what only a mistake in this program can break.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

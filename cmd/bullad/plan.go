@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"bulla/ceremony"
+	"bulla/clock"
+	"bulla/hsm"
+)
+
+// Plan is the file that a genesis is made from: what the log will be governed by. docs/genesis.toml shows every key.
+type Plan struct {
+	Origin    string     `toml:"origin"`
+	Algorithm string     `toml:"algorithm"`
+	Roles     []RolePlan `toml:"role"`
+	Quotas    QuotaPlan  `toml:"quotas"`
+	Clock     ClockPlan  `toml:"clock"`
+	Seal      SealPlan   `toml:"seal"`
+}
+
+// RolePlan says who has a role.
+type RolePlan struct {
+	Name string   `toml:"name"`
+	Any  bool     `toml:"any"`
+	UIDs []uint32 `toml:"uids"`
+	GIDs []uint32 `toml:"gids"`
+}
+
+// QuotaPlan bounds one producer.
+type QuotaPlan struct {
+	Streams int `toml:"streams"`
+}
+
+// ClockPlan changes clock.DefaultPolicy.
+type ClockPlan struct {
+	Mode       *string   `toml:"mode"`
+	Faulty     *int      `toml:"faulty"`
+	MinSources *int      `toml:"min_sources"`
+	Strict     bool      `toml:"strict"`
+	Limit      *duration `toml:"limit"`
+	Warn       *duration `toml:"warn"`
+	Holdover   *duration `toml:"holdover"`
+	MaxOffset  *duration `toml:"max_offset"`
+	Leap       *string   `toml:"leap"`
+	Poll       *duration `toml:"poll"`
+}
+
+// SealPlan changes ceremony.DefaultSealPolicy.
+type SealPlan struct {
+	PCR       *int      `toml:"pcr"`
+	PCRs      []int     `toml:"pcrs"`
+	Interval  *duration `toml:"interval"`
+	Increment *duration `toml:"increment"`
+	Unsealed  *duration `toml:"unsealed"`
+}
+
+// duration is written as "10s".
+type duration time.Duration
+
+// UnmarshalText reads what time.ParseDuration does.
+func (d *duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = duration(v)
+	return err
+}
+
+// defaultPCR is the seal PCR of a plan that names none.
+const defaultPCR = 13
+
+func loadPlan(path string) (*Plan, error) {
+	var p Plan
+	if err := loadTOML(path, &p); err != nil {
+		return nil, err
+	}
+	if p.Algorithm == "" {
+		p.Algorithm = string(hsm.ECDSAP256)
+	}
+	if p.Seal.PCR == nil {
+		p.Seal.PCR = new(int)
+		*p.Seal.PCR = defaultPCR
+	}
+	if *p.Seal.PCR == 16 || *p.Seal.PCR == 23 {
+		return nil, usagef("%s: seal.pcr: PCR %d can be reset by any program; choose another, as %d", path, *p.Seal.PCR, defaultPCR)
+	}
+	if p.Algorithm != string(hsm.ECDSAP256) && p.Algorithm != string(hsm.ECDSAP384) {
+		return nil, usagef("%s: algorithm: %q is not one of ecdsa-p256, ecdsa-p384", path, p.Algorithm)
+	}
+	if err := p.clockPolicy().Validate(); err != nil {
+		return nil, usagef("%s: clock.%w", path, err)
+	}
+	return &p, nil
+}
+
+// genesis is what the plan says by itself; keys and TPM come from the devices.
+func (p *Plan) genesis() *ceremony.Genesis {
+	g := &ceremony.Genesis{
+		Origin:   p.Origin,
+		Quotas:   ceremony.Quotas{Streams: p.Quotas.Streams},
+		Clock:    p.clockPolicy(),
+		Seal:     p.sealPolicy(),
+		Software: version(),
+	}
+	for _, r := range p.Roles {
+		slices.Sort(r.UIDs)
+		slices.Sort(r.GIDs)
+		g.Roles = append(g.Roles, ceremony.Role{Name: r.Name, Any: r.Any, UIDs: slices.Compact(r.UIDs), GIDs: slices.Compact(r.GIDs)})
+	}
+	return g
+}
+
+func (p *Plan) clockPolicy() clock.Policy {
+	c := clock.DefaultPolicy()
+	set(&c.Mode, p.Clock.Mode)
+	set(&c.Leap, p.Clock.Leap)
+	set(&c.F, p.Clock.Faulty)
+	set(&c.MinSources, p.Clock.MinSources)
+	c.Strict = p.Clock.Strict
+	setTime(&c.Limit, p.Clock.Limit)
+	setTime(&c.Warn, p.Clock.Warn)
+	setTime(&c.HoldoverMax, p.Clock.Holdover)
+	setTime(&c.MaxOffset, p.Clock.MaxOffset)
+	setTime(&c.Poll, p.Clock.Poll)
+	c.Warn = min(c.Warn, c.Limit)
+	return c
+}
+
+func (p *Plan) sealPolicy() ceremony.SealPolicy {
+	s := ceremony.DefaultSealPolicy(*p.Seal.PCR)
+	setTime(&s.Interval, p.Seal.Interval)
+	setTime(&s.Increment, p.Seal.Increment)
+	setTime(&s.Unsealed, p.Seal.Unsealed)
+	if p.Seal.PCRs != nil {
+		s.PCRs = p.Seal.PCRs
+	}
+	return s
+}
+
+func set[T any](to *T, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+func setTime(to *int64, from *duration) {
+	if from != nil {
+		*to = int64(*from)
+	}
+}
+
+// check refuses what the genesis itself cannot see: that the plan fits the configuration.
+func (p *Plan) check(c *Config) (LogConfig, error) {
+	for _, l := range c.Logs {
+		if l.Origin == p.Origin {
+			return l, nil
+		}
+	}
+	return LogConfig{}, fmt.Errorf("origin: no [[log]] in the configuration has origin %q", p.Origin)
+}
