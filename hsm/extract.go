@@ -48,11 +48,11 @@ func (t *Token) tryExtract(ctx context.Context, a Algorithm) ([]Attempt, error) 
 		if err := s.recover(s.destroyThrowaways); err != nil {
 			return err
 		}
+		defer func() { err = s.conclude(errors.Join(err, s.destroyThrowaways())) }()
 		f, err := s.generate(algorithm, sch, throwaway)
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, s.destroyThrowaways()) }()
 		if _, err := s.accept(f); err != nil {
 			return err
 		}
@@ -242,8 +242,12 @@ func (x *extraction) wrap() error {
 		tried = true
 		way := "wrapping by " + m.name
 		blob, err := lib.WrapKey(x.s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.mech, m.param)}, wrapping, x.key.private)
+		if err = call("C_WrapKey", err); codeOf(err) == pkcs11.CKR_BUFFER_TOO_SMALL {
+			x.note(way, "was not refused: "+err.Error(), true) // NSS asks for more room than it said it needs
+			continue
+		}
 		if err != nil {
-			if err := x.refused(way, call("C_WrapKey", err)); err != nil {
+			if err := x.refused(way, err); err != nil {
 				return err
 			}
 			continue

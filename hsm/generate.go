@@ -65,11 +65,11 @@ func (t *Token) generate(ctx context.Context, a Algorithm, sch scheme, label str
 		}
 		f, err := s.generate(a, sch, label)
 		if err != nil {
-			return err
+			return s.conclude(err)
 		}
 		info, err := s.accept(f)
 		if err != nil {
-			return errors.Join(err, s.destroy(f))
+			return s.conclude(errors.Join(err, s.destroy(f)))
 		}
 		result <- info
 		return nil
@@ -123,13 +123,14 @@ func (s *session) generate(a Algorithm, sch scheme, label string) (found, error)
 		if err == nil {
 			return f, nil
 		}
-		err = call("C_GenerateKeyPair", err)
-		if code := codeOf(err); code != pkcs11.CKR_ATTRIBUTE_TYPE_INVALID && code != pkcs11.CKR_ATTRIBUTE_VALUE_INVALID && code != pkcs11.CKR_TEMPLATE_INCONSISTENT {
-			break
+		switch err = call("C_GenerateKeyPair", err); codeOf(err) {
+		case pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_GENERAL_ERROR: // the last by NSS
+		default:
+			return found{}, err
 		}
-	}
-	if remedyFor(err) != giveUp {
-		err = s.doubtful(err)
+		if err := s.vacant(label); err != nil {
+			return found{}, err // it made one nevertheless
+		}
 	}
 	return found{}, err
 }
@@ -215,7 +216,7 @@ func (t *Token) Destroy(ctx context.Context, ref KeyRef) error {
 			}); err != nil {
 				return err
 			}
-			return s.destroy(f)
+			return s.conclude(s.destroy(f))
 		})
 	}
 	if err != nil {

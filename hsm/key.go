@@ -165,6 +165,7 @@ func (s *session) sign(k *Key, input []byte, hash crypto.Hash) ([]byte, error) {
 			if err := s.t.present(); err != nil {
 				return nil, s.lost(err)
 			}
+			s.t.module.missing.Store(true)
 			return nil, fmt.Errorf("%w: %w", ErrKeyGone, err)
 		case err != nil:
 			return nil, err

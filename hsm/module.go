@@ -22,6 +22,7 @@ const (
 	lastPause  = time.Second            // up to this
 	drainTime  = 2 * time.Second        // for calls in flight to end before C_Finalize
 	checkTime  = 5 * time.Second        // for a revived token to open a session and log in
+	searchTime = 2 * time.Second        // between looks for a missing key with C_Initialize
 )
 
 // ModuleConfig names a PKCS#11 library.
@@ -45,7 +46,9 @@ type Module struct {
 	initialised bool
 
 	reinits atomic.Uint64
-	works   atomic.Bool // a token has signed since the last trouble: pauses start small again
+	works   atomic.Bool  // a token has signed since the last trouble: pauses start small again
+	missing atomic.Bool  // a key was not found where it had been
+	last    atomic.Int64 // restart, Unix ns
 
 	mu      sync.Mutex // guards the following
 	refs    int
@@ -260,11 +263,16 @@ func (m *Module) tend() bool {
 		case probeWell:
 		}
 	}
-	if well {
-		return true
+	// A key restored after its token is seen by some libraries only after C_Initialize. The other keys need not suffer for that.
+	if !lost && time.Since(time.Unix(0, m.last.Load())) >= searchTime {
+		lost = m.missing.Swap(false)
 	}
 	if lost {
-		if err := m.restart(); err != nil {
+		err := m.restart()
+		if errors.Is(err, errCallsInside) {
+			return false // the others keep their sessions
+		}
+		if err != nil {
 			for _, t := range tokens {
 				t.setDown(err, true)
 			}
@@ -274,7 +282,7 @@ func (m *Module) tend() bool {
 	for _, t := range tokens {
 		t.revive()
 	}
-	return false
+	return well
 }
 
 // restart finalises and initialises the library and finds its tokens' slots again, while no call is in flight and none can begin.
@@ -282,11 +290,17 @@ func (m *Module) tend() bool {
 func (m *Module) restart() error {
 	m.restarting.Lock()
 	defer m.restarting.Unlock()
+	for _, t := range m.opened() {
+		if t.stuck() > 0 {
+			return errCallsInside // why have everybody wait for it
+		}
+	}
 	if err := m.gate.shut(drainTime); err != nil {
 		return err
 	}
 	defer m.gate.open()
 	m.reinits.Add(1)
+	m.last.Store(time.Now().UnixNano())
 	if err := m.finalise(); err != nil {
 		return err
 	}

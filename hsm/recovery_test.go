@@ -132,7 +132,7 @@ func TestRecoveryOfSessions(t *testing.T) {
 		for _, code := range []uint64{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_HOST_MEMORY} {
 			t.Run(fmt.Sprintf("%d 0x%X", function, code), func(t *testing.T) {
 				t.Cleanup(f.clear)
-				f.set(function, fail, 2, code)
+				f.set(function, fail, 1, code)
 				f.set(cSignInit, fail, 1, pkcs11.CKR_DEVICE_ERROR) // begins it
 				if err := sign(k); !errors.Is(err, hsm.ErrUnavailable) {
 					t.Fatalf("signing: %v", err)

@@ -80,6 +80,20 @@ func (s *session) doubtful(cause error) error {
 	return unavailable(cause)
 }
 
+// conclude is for operations that are not repeated: it tells apart what a later attempt may not meet again.
+func (s *session) conclude(err error) error {
+	if err == nil || errors.Is(err, ErrWrongKey) {
+		return err
+	}
+	switch remedyFor(err) {
+	case giveUp:
+		return err
+	case reinitialise:
+		return s.lost(err)
+	}
+	return s.doubtful(err)
+}
+
 // ready has the session open and the user logged in.
 func (s *session) ready() error {
 	m := s.t.module
