@@ -84,26 +84,45 @@ func CanonicalEvent(src []byte) (body []byte, key EventKey, err error) {
 	if isEvent(src, &key) {
 		return src, key, nil
 	}
-	return canonicalEvent(src)
-}
-
-// canonicalEvent is CanonicalEvent by the reference.
-func canonicalEvent(src []byte) ([]byte, EventKey, error) {
-	if len(src) > MaxEventSource {
-		return nil, EventKey{}, tooLarge("", len(src), MaxEventSource)
+	if body, err = canonicalSource(src); err != nil {
+		return nil, EventKey{}, err
 	}
-	body, err := Canonicalize(src, MaxDepth-1)
+	if isEvent(body, &key) {
+		return body, key, nil
+	}
+	e, err := parseEvent(body) // says why not
 	if err != nil {
 		return nil, EventKey{}, err
 	}
-	if len(body) > MaxEvent {
-		return nil, EventKey{}, tooLarge("", len(body), MaxEvent)
+	return body, e.Key(), nil
+}
+
+// canonicalEvent is CanonicalEvent by the reference alone.
+func canonicalEvent(src []byte) ([]byte, EventKey, error) {
+	body, err := canonicalSource(src)
+	if err != nil {
+		return nil, EventKey{}, err
 	}
 	e, err := parseEvent(body)
 	if err != nil {
 		return nil, EventKey{}, err
 	}
 	return body, e.Key(), nil
+}
+
+// canonicalSource canonicalizes what may become an event.
+func canonicalSource(src []byte) ([]byte, error) {
+	if len(src) > MaxEventSource {
+		return nil, tooLarge("", len(src), MaxEventSource)
+	}
+	body, err := Canonicalize(src, MaxDepth-1)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > MaxEvent {
+		return nil, tooLarge("", len(body), MaxEvent)
+	}
+	return body, nil
 }
 
 // ParseEvent reads the canonical bytes of an event. Errors are *FieldError.

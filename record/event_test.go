@@ -3,6 +3,7 @@ package record
 import (
 	"bytes"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -53,6 +54,23 @@ func TestEventKeyIsACopy(t *testing.T) {
 	clear(src)
 	if want := (EventKey{ID: "abc", Stream: "def", N: 7, HasStream: true}); key != want {
 		t.Errorf("key %+v", key)
+	}
+}
+
+// A caller answers too_large rather than invalid, so the error must say which it is.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{MaxEvent, MaxEvent + 1, MaxEventSource, MaxEventSource + 1, 4 << 20} {
+		for name, src := range map[string]string{
+			"text":  `{"data":{"a":"` + strings.Repeat("x", n-23) + `"},"type":"a"}`,
+			"space": `{"type":"a"` + strings.Repeat(" ", n-12) + `}`,
+		} {
+			_, _, err := CanonicalEvent([]byte(src))
+			fe, ok := err.(*FieldError)
+			if want := name == "text" && n+14 > MaxEvent || n > MaxEventSource; want != (ok && fe.TooLarge && fe.Field == "") {
+				t.Errorf("%s of %d bytes: %v", name, len(src), err)
+			}
+		}
 	}
 }
 

@@ -28,8 +28,15 @@ func (r Receipt) MarshalJSON() ([]byte, error) {
 	return MarshalCanonical(wireReceipt{Checkpoint: string(r.Checkpoint), Entry: r.Entry, Index: r.Index, Proof: r.Proof})
 }
 
-// UnmarshalJSON is ParseReceipt.
-func (r *Receipt) UnmarshalJSON(b []byte) (err error) {
+// UnmarshalJSON reads a receipt inside another document, whose encoder may have spaced and escaped it in its own way.
+func (r *Receipt) UnmarshalJSON(b []byte) error {
+	if len(b) > 2*MaxReceipt {
+		return tooLarge("", len(b), 2*MaxReceipt)
+	}
+	b, err := Canonicalize(b, MaxDepth)
+	if err != nil {
+		return err
+	}
 	*r, err = ParseReceipt(b)
 	return err
 }

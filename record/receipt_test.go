@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"testing"
 
 	"filippo.io/torchwood"
@@ -48,8 +49,12 @@ func TestReceiptsVerify(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			var inside struct{ Receipt Receipt }
+			if err := json.Unmarshal([]byte(" { \"receipt\" : "+string(b)+"}"), &inside); err != nil {
+				t.Fatal(err)
+			}
 			got, err := ParseReceipt(b)
-			if err != nil {
+			if err != nil || !reflect.DeepEqual(got, inside.Receipt) {
 				t.Fatalf("%d of %d: %v", i, n, err)
 			}
 			e, c, err := got.Verify(v)

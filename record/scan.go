@@ -144,11 +144,14 @@ var class = func() (t [256]uint8) {
 
 // scanString reads a string from its opening quote to after its closing one.
 func scanString(b []byte, i int) int {
-	i++
-	for i < len(b) {
-		switch class[b[i]] {
-		case plain:
+	for i++; ; {
+		for i < len(b) && class[b[i]] == plain {
 			i++
+		}
+		if i >= len(b) {
+			return -1
+		}
+		switch class[b[i]] {
 		case quote:
 			return i + 1
 		case escape:
@@ -165,7 +168,6 @@ func scanString(b []byte, i int) int {
 			return -1
 		}
 	}
-	return -1
 }
 
 // scanEscape reads one of the escapes that RFC 8785 section 3.2.2.2 writes.
