@@ -110,8 +110,8 @@ func (a *Access) Check() error {
 	default:
 		return refuse("role", "must be auditor, officer or operator")
 	}
-	if a.From != nil && *a.From > MaxInt || a.To != nil && *a.To > MaxInt {
-		return refuse("to", "an index is at most 2^53-1")
+	if a.From != nil && *a.From > MaxInt || a.To != nil && *a.To > MaxInt || a.From != nil && a.To != nil && *a.From > *a.To {
+		return refuse("to", "must not be before from, and at most 2^53-1")
 	}
 	return checkTexts(text{"query", a.Query, MaxMessage})
 }

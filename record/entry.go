@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"math"
 	"strconv"
 	"unicode"
 	"unicode/utf8"
@@ -73,6 +74,20 @@ func (p *Producer) Append(dst []byte) ([]byte, error) {
 	return append(dst, '}'), nil
 }
 
+// DropUnrecordable leaves out those observations that Append would refuse: a path or a unit that is too long or not printable.
+// The file system allows such names; a producer must not be refused, nor an entry forged, because of them.
+func (p *Producer) DropUnrecordable() {
+	if len(p.Exe) > MaxExe || !printable(p.Exe) {
+		p.Exe = ""
+	}
+	if len(p.Unit) > MaxUnit || !printable(p.Unit) {
+		p.Unit = ""
+	}
+	if p.PID < 0 || p.PID > math.MaxInt32 {
+		p.PID = 0
+	}
+}
+
 func (p *Producer) check() error {
 	switch {
 	case len(p.Exe) > MaxExe:
@@ -83,7 +98,7 @@ func (p *Producer) check() error {
 		return tooLarge("unit", len(p.Unit), MaxUnit)
 	case !printable(p.Unit):
 		return refuse("unit", "must be printable UTF-8")
-	case p.PID < 0 || p.PID > 1<<31-1:
+	case p.PID < 0 || p.PID > math.MaxInt32:
 		return refuse("pid", "must lie between 1 and 2^31-1")
 	}
 	return nil

@@ -83,6 +83,24 @@ func TestEntryAppendRefuses(t *testing.T) {
 	}
 }
 
+func TestDropUnrecordable(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"\xff", "a\nb", "a\u202eb", "\x00", strings.Repeat("x", 513)} {
+		p := Producer{Exe: bad, Unit: bad, PID: -1, UID: 3, GID: 4}
+		if b, err := p.Append(nil); err == nil {
+			t.Errorf("%.20q is recorded as %s", bad, b)
+		}
+		if p.DropUnrecordable(); p != (Producer{UID: 3, GID: 4}) {
+			t.Errorf("%.20q leaves %+v", bad, p)
+		}
+	}
+	good := Producer{Exe: "/usr/bin/ü (deleted)", Unit: "a@b.service", PID: math.MaxInt32}
+	p := good
+	if p.DropUnrecordable(); p != good {
+		t.Errorf("%+v is left of %+v", p, good)
+	}
+}
+
 // However large the envelope, an event of the greatest size fits into an entry.
 func TestLargestEventFits(t *testing.T) {
 	t.Parallel()
