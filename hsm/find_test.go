@@ -106,6 +106,10 @@ func TestKeyGone(t *testing.T) {
 	if err := sign(k); !errors.Is(err, hsm.ErrKeyGone) {
 		t.Errorf("signing with a key that another one replaced: %v", err)
 	}
+	tool(t, label, "--keypairgen", "--key-type", "EC:prime256v1", "--sensitive", "--usage-sign", "--label", "log", "--id", k.Info().ID)
+	if err := sign(k); !errors.Is(err, hsm.ErrWrongKey) {
+		t.Errorf("signing with a key that one of the same label and id replaced: %v", err)
+	}
 }
 
 func TestGenerate(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/pkcs11"
 )
 
 func TestGate(t *testing.T) {
@@ -133,6 +135,18 @@ func TestPointsAreTakenWrappedAndRaw(t *testing.T) {
 	for _, sig := range [][]byte{nil, make([]byte, 63), make([]byte, 65), make([]byte, 96)} {
 		if der, err := encodeSignature(&key.PublicKey, sig); !errors.Is(err, errBadSignature) {
 			t.Errorf("%d bytes were taken for a signature: %x, %v", len(sig), der, err)
+		}
+	}
+}
+
+func TestSessionLimit(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		all, readWrite uint
+		want           int
+	}{{0, 0, maxSessions}, {^uint(0), ^uint(0), maxSessions}, {1, 0, 1}, {8, 3, 3}, {2, ^uint(0), 2}, {1 << 40, 1 << 40, maxSessions}} {
+		if got := sessionLimit(pkcs11.TokenInfo{MaxSessionCount: row.all, MaxRwSessionCount: row.readWrite}); got != row.want {
+			t.Errorf("%+v: %d", row, got)
 		}
 	}
 }

@@ -28,7 +28,7 @@ func isolated(t *testing.T) bool {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.count=1", "-test.timeout=110s", "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), isolatedVariable+"="+t.Name())
+	cmd.Env = append(os.Environ(), isolatedVariable+"="+t.Name(), "TMPDIR="+t.TempDir()) // a crash leaves nothing behind
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") {
 		t.Fatalf("in a process of its own: %v\n%s", err, out)

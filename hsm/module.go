@@ -151,38 +151,37 @@ func (m *Module) Close() error {
 		m.mu.Unlock()
 		return nil
 	}
-	m.mu.Unlock()
-
-	var errs []error
-	for _, t := range m.opened() {
-		if err := t.Close(); err != nil && !errors.Is(err, ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
-	m.mu.Lock()
-	stopped := m.stopped
-	if m.stop != nil {
+	if m.stop != nil { // nil when an earlier Close failed
 		close(m.stop)
 		m.stop = nil
 	}
 	m.mu.Unlock()
+	if err := m.shutDown(); err != nil {
+		return fmt.Errorf("closing PKCS#11 module %s: %w", m.path, err)
+	}
+	return nil
+}
+
+func (m *Module) shutDown() error {
+	for _, t := range m.opened() {
+		if err := t.Close(); err != nil && !errors.Is(err, ErrClosed) {
+			return err
+		}
+	}
 	select {
-	case <-stopped:
+	case <-m.stopped:
 	case <-time.After(drainTime + checkTime):
-		return errors.Join(append(errs, fmt.Errorf("closing PKCS#11 module %s: %w", m.path, errCallsInside))...)
+		return errCallsInside
 	}
 	m.restarting.Lock()
 	defer m.restarting.Unlock()
 	if err := m.gate.shut(drainTime); err != nil {
-		return errors.Join(append(errs, fmt.Errorf("closing PKCS#11 module %s: %w", m.path, err))...)
-	}
-	if err := m.finalise(); err != nil {
-		errs = append(errs, fmt.Errorf("closing PKCS#11 module %s: %w", m.path, err))
+		return err
 	}
 	m.mu.Lock()
 	m.refs = 0
 	m.mu.Unlock()
-	return errors.Join(errs...)
+	return m.finalise() // the gate stays shut
 }
 
 // initialise and finalise are called behind the shut gate.
@@ -290,6 +289,9 @@ func (m *Module) tend() bool {
 func (m *Module) restart() error {
 	m.restarting.Lock()
 	defer m.restarting.Unlock()
+	if !m.inUse() {
+		return ErrClosed
+	}
 	for _, t := range m.opened() {
 		if t.stuck() > 0 {
 			return errCallsInside // why have everybody wait for it
@@ -317,6 +319,13 @@ func (m *Module) restart() error {
 		t.found()
 	}
 	return nil
+}
+
+// inUse is false from the last Close on.
+func (m *Module) inUse() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stop != nil
 }
 
 // opened returns the tokens in use.

@@ -221,6 +221,9 @@ func TestCloseUnderLoad(t *testing.T) {
 		if err := m.Close(); !errors.Is(err, hsm.ErrClosed) {
 			t.Errorf("closing it again: %v", err)
 		}
+		if _, err := m.Token(t.Context(), hsm.TokenConfig{Label: label, PIN: pin(userPIN)}); !errors.Is(err, hsm.ErrClosed) {
+			t.Errorf("using it closed: %v", err)
+		}
 	}
 }
 

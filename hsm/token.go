@@ -23,7 +23,7 @@ type TokenConfig struct {
 	// PIN returns the user's PIN. It is called at every login, which a recovered token needs too; the bytes are zeroed after use.
 	PIN func() ([]byte, error)
 
-	Sessions int           // sessions and goroutines that use the token; 0 means 2
+	Sessions int           // sessions and goroutines that use the token, as far as it allows; 0 means 2
 	Timeout  time.Duration // for operations whose context has no deadline, and for a session to count as stuck; 0 means 5 s
 }
 
@@ -114,9 +114,6 @@ func (m *Module) openToken(ctx context.Context, cfg TokenConfig) (*Token, error)
 		cfg.Timeout = defaultTimeout
 	}
 	t := &Token{module: m, cfg: cfg, jobs: make(chan *job), closing: make(chan struct{})}
-	for range cfg.Sessions {
-		t.workers = append(t.workers, new(worker))
-	}
 	err := t.register(ctx)
 	if errors.Is(err, ErrNoToken) {
 		// Some libraries see a token made since C_Initialize only after another.
@@ -141,6 +138,11 @@ func (m *Module) openToken(ctx context.Context, cfg TokenConfig) (*Token, error)
 // register finds t's slot and claims it: one Token a token, since login is one for the process.
 func (t *Token) register(ctx context.Context) error {
 	m := t.module
+	if !m.inUse() {
+		return ErrClosed
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
+	defer cancel()
 	if err := m.gate.enter(ctx); err != nil {
 		return unavailable(err)
 	}
@@ -152,7 +154,7 @@ func (t *Token) register(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t.slot, t.identity = slot, identityOf(info)
-	if m.refs == 0 {
+	if m.stop == nil {
 		return ErrClosed
 	}
 	if err := m.refused[t.identity]; err != nil {
@@ -162,7 +164,21 @@ func (t *Token) register(ctx context.Context) error {
 		return errors.New("it is open in this process: share its Token")
 	}
 	m.tokens = append(m.tokens, t)
+	for range min(t.cfg.Sessions, sessionLimit(info)) {
+		t.workers = append(t.workers, new(worker))
+	}
 	return nil
+}
+
+// sessionLimit is how many read-write sessions a token allows; 0 and ~0 say unlimited and unknown.
+func sessionLimit(i pkcs11.TokenInfo) int {
+	limit := maxSessions
+	for _, n := range []uint{i.MaxSessionCount, i.MaxRwSessionCount} {
+		if n != 0 && n < uint(limit) {
+			limit = int(n)
+		}
+	}
+	return limit
 }
 
 // Close ends the token's sessions, and with them the login. It waits a bounded time for calls in flight.
@@ -444,7 +460,7 @@ type Health struct {
 	State      State     `json:"state"`
 	Since      time.Time `json:"since"`           // of the state
 	Error      string    `json:"error,omitempty"` // why it is not ready
-	Sessions   int       `json:"sessions"`        // configured
+	Sessions   int       `json:"sessions"`        // at most
 	Open       int       `json:"open"`            // opened
 	Stuck      int       `json:"stuck"`           // in a call that has not returned for longer than the timeout
 	Reinits    uint64    `json:"reinits"`         // of the module, by the supervisor
