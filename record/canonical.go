@@ -138,13 +138,7 @@ func syntaxError(d *jsontext.Decoder, err error) error {
 	case !errors.As(err, &syn):
 		return refuse("", "not JSON: %v", err)
 	}
-	field := pointerPath(syn.JSONPointer, func(level int) bool {
-		if level > d.StackDepth() {
-			return false
-		}
-		kind, _ := d.StackIndex(level)
-		return kind == '['
-	})
+	field := pointerPath(syn.JSONPointer, d)
 	switch {
 	case errors.Is(syn.Err, jsontext.ErrDuplicateName):
 		return refuse(field, "the member appears twice in its object")
@@ -184,15 +178,7 @@ func firstDifference(src, canonical []byte) error {
 }
 
 // path is where the last token that d read lies.
-func path(d *jsontext.Decoder) string {
-	return pointerPath(d.StackPointer(), func(level int) bool {
-		if level > d.StackDepth() {
-			return false
-		}
-		kind, _ := d.StackIndex(level)
-		return kind == '['
-	})
-}
+func path(d *jsontext.Decoder) string { return pointerPath(d.StackPointer(), d) }
 
 // pathAt is the path of a pointer into src, which is valid JSON.
 func pathAt(src []byte, p jsontext.Pointer) string {
@@ -203,7 +189,7 @@ func pathAt(src []byte, p jsontext.Pointer) string {
 	d := jsontext.NewDecoder(bytes.NewReader(src))
 	for {
 		if _, err := d.ReadToken(); err != nil {
-			return pointerPath(p, func(int) bool { return false })
+			return pointerPath(p, d)
 		}
 		// What lies deeper cannot match, and building its pointer costs as much as its names are long.
 		if d.StackDepth() <= depth && d.StackPointer() == p {
@@ -212,15 +198,18 @@ func pathAt(src []byte, p jsontext.Pointer) string {
 	}
 }
 
-// pointerPath turns an RFC 6901 pointer into the form of FieldError; isArray says whether the container at a level, counted from
-// 1, is an array. Names that are not plain are quoted as ASCII, long paths are cut.
-func pointerPath(p jsontext.Pointer, isArray func(level int) bool) string {
+// pointerPath turns an RFC 6901 pointer into the form of FieldError; d stands where the pointer leads, and knows which of its parts
+// are indexes of arrays. Names that are not plain are quoted as ASCII, long paths are cut.
+func pointerPath(p jsontext.Pointer, d *jsontext.Decoder) string {
 	var out []byte
 	level := 0
 	for name := range p.Tokens() {
-		level++
+		var container jsontext.Kind
+		if level++; level <= d.StackDepth() {
+			container, _ = d.StackIndex(level)
+		}
 		switch {
-		case isArray(level):
+		case container == '[':
 			out = append(append(append(out, '['), name...), ']')
 		case plainName(name) && len(out) > 0:
 			out = append(append(out, '.'), name...)

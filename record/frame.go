@@ -63,29 +63,14 @@ func appendStamp(dst []byte, s clock.Stamp) []byte {
 	return append(append(append(dst, `,"state":"`...), s.State.String()...), `"}`...)
 }
 
-// appendString appends s, valid UTF-8, as RFC 8785 section 3.2.2.2 writes strings.
+// appendString appends s as RFC 8785 section 3.2.2.2 writes strings. s is printable, so only two characters need an escape.
 func appendString(dst []byte, s string) []byte {
-	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
 	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '"' || c == '\\':
-			dst = append(dst, '\\', c)
-		case c == '\b':
-			dst = append(dst, `\b`...)
-		case c == '\t':
-			dst = append(dst, `\t`...)
-		case c == '\n':
-			dst = append(dst, `\n`...)
-		case c == '\f':
-			dst = append(dst, `\f`...)
-		case c == '\r':
-			dst = append(dst, `\r`...)
-		case c < 0x20:
-			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		default:
-			dst = append(dst, c)
+		if s[i] == '"' || s[i] == '\\' {
+			dst = append(dst, '\\')
 		}
+		dst = append(dst, s[i])
 	}
 	return append(dst, '"')
 }
