@@ -45,7 +45,7 @@ func DefaultPolicy() Policy {
 
 // Limits of what a policy may say: within them no arithmetic of this package can saturate on honest clocks.
 const (
-	maxSources = 32
+	MaxSources = 32
 	maxPoll    = int64(1024 * time.Second)
 	maxHold    = int64(7 * 24 * time.Hour)
 )
@@ -62,8 +62,8 @@ func (p Policy) Validate() error {
 		field            string
 		value, low, high int64
 	}{
-		{"f", int64(p.F), 0, maxSources / 2},
-		{"min_sources", int64(p.MinSources), 2*int64(p.F) + 1, maxSources},
+		{"f", int64(p.F), 0, MaxSources / 2},
+		{"min_sources", int64(p.MinSources), 2*int64(p.F) + 1, MaxSources},
 		{"poll", p.Poll, int64(time.Second), maxPoll},
 		{"min_dist", p.MinDist, int64(10 * time.Microsecond), int64(time.Second)},
 		{"max_dist", p.MaxDist, p.MinDist, int64(16 * time.Second)},
