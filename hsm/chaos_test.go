@@ -56,7 +56,7 @@ func TestChaos(t *testing.T) {
 	random := mathrand.New(mathrand.NewPCG(seed, 0))
 	functions := []int{cSignInit, cSignInit, cSign, cSign, cOpenSession, cGetSessionInfo, cLogin, cGetTokenInfo, cFindObjectsInit, cFindObjects, cFindObjectsFinal, cGetAttributeValue, cGenerateKeyPair}
 	codes := []uint64{pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_HOST_MEMORY}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(4 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(4 * time.Millisecond) {
 		mode := uint64(fail)
 		if random.IntN(2) == 0 {
 			mode = failAfter

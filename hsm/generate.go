@@ -99,7 +99,7 @@ func (s *session) vacant(label string) error {
 			return ErrKeyExists
 		}
 	}
-	return s.t.present() // or the token was away and showed nothing
+	return s.absent(nil)
 }
 
 // generate makes the pair. Attributes that not every token knows are tried first and left out second; what the token then did is read back.

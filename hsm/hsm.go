@@ -35,7 +35,7 @@ import (
 	"fmt"
 )
 
-// What a caller branches on. All errors of operations on tokens and keys wrap one of them, or are misuse by the caller.
+// What a caller branches on. An error that wraps none of them is the caller's misuse, or an [*Error] that asking again does not mend.
 var (
 	// ErrUnavailable: the token cannot serve now. Nothing was signed or it was discarded; the supervisor is at work, ask again later.
 	ErrUnavailable = errors.New("token unavailable")
@@ -45,7 +45,7 @@ var (
 	ErrNoToken = errors.New("no such token")
 	// ErrNoKey: no key matches.
 	ErrNoKey = errors.New("no such key")
-	// ErrKeyGone: a key that was there is gone while its token works.
+	// ErrKeyGone: a key that was there is gone while its token works. It signs again if it is restored.
 	ErrKeyGone = errors.New("key is gone from the token")
 	// ErrManyKeys: more than one key matches, so none is used.
 	ErrManyKeys = errors.New("more than one key matches")

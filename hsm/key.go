@@ -89,12 +89,6 @@ func (t *Token) key(ctx context.Context, ref KeyRef) (*Key, error) {
 	err := t.do(ctx, func(s *session) error {
 		return s.recover(func() error {
 			found, err := s.match(ref)
-			if errors.Is(err, ErrNoKey) {
-				// A token that went away shows no keys.
-				if err := s.t.present(); err != nil {
-					return s.lost(err)
-				}
-			}
 			if err != nil {
 				return err
 			}
@@ -162,9 +156,6 @@ func (s *session) sign(k *Key, input []byte, hash crypto.Hash) ([]byte, error) {
 		found, err := s.match(k.pin.ref())
 		switch {
 		case errors.Is(err, ErrNoKey):
-			if err := s.t.present(); err != nil {
-				return nil, s.lost(err)
-			}
 			s.t.module.missing.Store(true)
 			return nil, fmt.Errorf("%w: %w", ErrKeyGone, err)
 		case err != nil:
@@ -223,7 +214,7 @@ func (s *session) match(ref KeyRef) (found, error) {
 		return found{}, err
 	}
 	if len(privates) == 0 {
-		return found{}, ErrNoKey
+		return found{}, s.absent(ErrNoKey)
 	}
 	if len(privates) == limit {
 		return found{}, fmt.Errorf("%w: %d or more", ErrManyKeys, limit)

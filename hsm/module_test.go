@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/pkcs11"
+
 	"bulla/hsm"
 )
 
@@ -179,6 +181,43 @@ func TestKeysComeBackLate(t *testing.T) {
 		must(t, os.Rename(o+".late", o))
 	}
 	eventually(t, 5*time.Second, "the key is found", func() bool { return sign(k) == nil })
+}
+
+// SoftHSM signs on from memory when a key's file is damaged, and does not find the key after C_Initialize, without an error.
+func TestDamagedKey(t *testing.T) {
+	t.Parallel()
+	if !isolated(t) {
+		return
+	}
+	path, f := faulty(t)
+	tok, err := load(t, hsm.ModuleConfig{Path: path}).Token(t.Context(), hsm.TokenConfig{Label: newToken(t), PIN: pin(userPIN)})
+	must(t, err)
+	k := generate(t, tok, "", "log")
+	objects, err := filepath.Glob(filepath.Join(filepath.Dir(os.Getenv("SOFTHSM2_CONF")), "tokens/*/*-*.object"))
+	must(t, err)
+	for _, o := range objects {
+		must(t, os.Truncate(o, 10))
+	}
+	must(t, sign(k))
+	f.set(cSignInit, fail, 1, pkcs11.CKR_DEVICE_ERROR)
+	eventually(t, 5*time.Second, "the damage shows", func() bool { return errors.Is(sign(k), hsm.ErrKeyGone) })
+}
+
+func TestUnconfiguredModule(t *testing.T) {
+	t.Parallel()
+	if !isolated(t) {
+		return
+	}
+	conf := os.Getenv("SOFTHSM2_CONF")
+	must(t, os.Setenv("SOFTHSM2_CONF", conf+".missing"))
+	if _, err := hsm.Load(hsm.ModuleConfig{Path: softHSM}); err == nil || !strings.Contains(err.Error(), "SOFTHSM2_CONF") {
+		t.Errorf("without configuration: %v", err)
+	}
+	must(t, os.Setenv("SOFTHSM2_CONF", conf))
+	m := load(t, hsm.ModuleConfig{Path: softHSM})
+	if _, err := m.Token(t.Context(), hsm.TokenConfig{Label: "audit", PIN: pin(userPIN)}); !errors.Is(err, hsm.ErrNoToken) {
+		t.Errorf("without a token: %v", err)
+	}
 }
 
 func TestCloseUnderLoad(t *testing.T) {

@@ -43,6 +43,8 @@ func (s *session) recover(op func() error) error {
 			}
 		}
 		switch todo := remedyFor(err); {
+		case errors.Is(err, ErrUnavailable):
+			return err // decided already
 		case todo == reinitialise:
 			return s.lost(err)
 		case todo == giveUp:
@@ -80,9 +82,24 @@ func (s *session) doubtful(cause error) error {
 	return unavailable(cause)
 }
 
+// absent decides what it means that an object is not to be seen: nobody is logged in, the token is away, or cause.
+func (s *session) absent(cause error) error {
+	in, err := s.isLoggedIn()
+	if err != nil {
+		return err
+	}
+	if !in {
+		return &Error{Call: "C_FindObjects", Code: pkcs11.CKR_USER_NOT_LOGGED_IN}
+	}
+	if err := s.t.present(); err != nil {
+		return s.lost(err)
+	}
+	return cause
+}
+
 // conclude is for operations that are not repeated: it tells apart what a later attempt may not meet again.
 func (s *session) conclude(err error) error {
-	if err == nil || errors.Is(err, ErrWrongKey) {
+	if err == nil || errors.Is(err, ErrWrongKey) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
 	switch remedyFor(err) {
