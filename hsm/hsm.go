@@ -41,6 +41,8 @@ var (
 	ErrUnavailable = errors.New("token unavailable")
 	// ErrPIN: the token refused the PIN, or has one try left. It is not tried again until the process restarts.
 	ErrPIN = errors.New("PIN refused")
+	// ErrNoPIN: the PIN cannot be had to open a token: no file, or one that others may read. The token was not asked.
+	ErrNoPIN = errors.New("no PIN")
 	// ErrNoToken: no token, or more than one, matches the configuration.
 	ErrNoToken = errors.New("no such token")
 	// ErrNoKey: no key matches.

@@ -201,7 +201,49 @@ func (f found) pin() pin { return pin{f.label, string(f.id), sha256.Sum256(f.spk
 // match finds the one private key that ref names, with its public key. Handles pair by CKA_ID; two of a kind with one ID cannot be
 // told apart, whatever the pin says.
 func (s *session) match(ref KeyRef) (found, error) {
-	const limit = 16
+	privates, err := s.privates(ref)
+	if err != nil {
+		return found{}, err
+	}
+	var pairs []found
+	var mismatch error // why a public key was passed over
+	for _, private := range privates {
+		publics, id, err := s.publics(private)
+		if err != nil {
+			return found{}, err
+		}
+		for _, public := range publics {
+			f, err := s.readPublic(public)
+			if err == nil {
+				f.private, f.id = private, id
+				err = f.pinned(ref)
+			}
+			switch {
+			case err == nil:
+				pairs = append(pairs, f)
+			case errors.Is(err, ErrUnsupported), errors.Is(err, ErrWrongKey):
+				mismatch = err
+			default:
+				return found{}, err
+			}
+		}
+	}
+	switch {
+	case len(pairs) > 1:
+		return found{}, fmt.Errorf("%w: %d private keys, %d pairs; name it by id, or destroy what is not it", ErrManyKeys, len(privates), len(pairs))
+	case len(pairs) == 0 && mismatch != nil:
+		return found{}, mismatch
+	case len(pairs) == 0:
+		return found{}, fmt.Errorf("%w: there is a private key, and no public key of its id", ErrNoKey)
+	}
+	return s.complete(pairs[0])
+}
+
+// most is how many objects of one name are looked at.
+const most = 16
+
+// privates finds the private keys that label and id name.
+func (s *session) privates(ref KeyRef) ([]pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, uint(pkcs11.CKO_PRIVATE_KEY))}
 	if ref.Label != "" {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, ref.Label))
@@ -209,55 +251,38 @@ func (s *session) match(ref KeyRef) (found, error) {
 	if len(ref.ID) != 0 {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, ref.ID))
 	}
-	privates, err := s.find(limit, template...)
-	if err != nil {
-		return found{}, err
-	}
-	if len(privates) == 0 {
-		return found{}, s.absent(ErrNoKey)
-	}
-	if len(privates) == limit {
-		return found{}, fmt.Errorf("%w: %d or more", ErrManyKeys, limit)
-	}
-	var pairs []found
-	var unpinned, unreadable error
-	for _, private := range privates {
-		id, err := s.attribute(private, pkcs11.CKA_ID)
-		if err != nil {
-			return found{}, err
-		}
-		publics, err := s.find(limit, pkcs11.NewAttribute(pkcs11.CKA_CLASS, uint(pkcs11.CKO_PUBLIC_KEY)), pkcs11.NewAttribute(pkcs11.CKA_ID, id))
-		if err != nil {
-			return found{}, err
-		}
-		for _, public := range publics {
-			f, err := s.readPublic(public)
-			if errors.Is(err, ErrUnsupported) {
-				unreadable = err
-				continue
-			}
-			if err != nil {
-				return found{}, err
-			}
-			f.private, f.id = private, id
-			if hash := sha256.Sum256(f.spki); len(ref.SPKISHA256) != 0 && !bytes.Equal(hash[:], ref.SPKISHA256) {
-				unpinned = fmt.Errorf("%w: its public key's SHA-256 is %x, want %x", ErrWrongKey, hash, ref.SPKISHA256)
-				continue
-			}
-			pairs = append(pairs, f)
-		}
-	}
+	privates, err := s.find(most, template...)
 	switch {
-	case len(pairs) > 1:
-		return found{}, fmt.Errorf("%w: %d private keys, %d pairs; name it by id, or destroy what is not it", ErrManyKeys, len(privates), len(pairs))
-	case len(pairs) == 0 && unpinned != nil:
-		return found{}, unpinned
-	case len(pairs) == 0 && unreadable != nil:
-		return found{}, unreadable
-	case len(pairs) == 0:
-		return found{}, fmt.Errorf("%w: there is a private key, and no public key of its id", ErrNoKey)
+	case err != nil:
+		return nil, err
+	case len(privates) == 0:
+		return nil, s.absent(ErrNoKey)
+	case len(privates) == most:
+		return nil, fmt.Errorf("%w: %d or more", ErrManyKeys, most)
 	}
-	f := pairs[0]
+	return privates, nil
+}
+
+// publics finds the public keys that have a private key's id.
+func (s *session) publics(private pkcs11.ObjectHandle) (publics []pkcs11.ObjectHandle, id []byte, err error) {
+	if id, err = s.attribute(private, pkcs11.CKA_ID); err != nil {
+		return nil, nil, err
+	}
+	publics, err = s.find(most, pkcs11.NewAttribute(pkcs11.CKA_CLASS, uint(pkcs11.CKO_PUBLIC_KEY)), pkcs11.NewAttribute(pkcs11.CKA_ID, id))
+	return publics, id, err
+}
+
+// pinned refuses another public key than the one that ref pins, if it does.
+func (f found) pinned(ref KeyRef) error {
+	hash := sha256.Sum256(f.spki)
+	if len(ref.SPKISHA256) != 0 && !bytes.Equal(hash[:], ref.SPKISHA256) {
+		return fmt.Errorf("%w: its public key's SHA-256 is %x, want %x", ErrWrongKey, hash, ref.SPKISHA256)
+	}
+	return nil
+}
+
+// complete reads what only the private key tells, and checks that the two are of one type.
+func (s *session) complete(f found) (found, error) {
 	label, err := s.attribute(f.private, pkcs11.CKA_LABEL)
 	if err != nil {
 		return found{}, err

@@ -132,7 +132,7 @@ func TestPINSourceFails(t *testing.T) {
 	label := newToken(t)
 	broken := errors.New("no file")
 	for _, source := range []func() ([]byte, error){nil, pin(""), func() ([]byte, error) { return nil, broken }} {
-		if tok, err := m.Token(t.Context(), hsm.TokenConfig{Label: label, PIN: source}); err == nil || errors.Is(err, hsm.ErrPIN) || errors.Is(err, hsm.ErrUnavailable) {
+		if tok, err := m.Token(t.Context(), hsm.TokenConfig{Label: label, PIN: source}); !errors.Is(err, hsm.ErrNoPIN) || errors.Is(err, hsm.ErrUnavailable) {
 			t.Errorf("without a PIN: %v, %v", tok, err)
 		}
 	}

@@ -228,10 +228,10 @@ func (s *session) givePIN() error {
 	}
 	proven := t.epoch.Load() > 0
 	if err != nil {
-		if err = fmt.Errorf("getting the PIN: %w", err); proven {
-			err = unavailable(err)
+		if proven {
+			return unavailable(fmt.Errorf("getting the PIN: %w", err))
 		}
-		return err
+		return fmt.Errorf("%w: %w", ErrNoPIN, err)
 	}
 	t.logins.Add(1)
 	// Login copies the string; one that shares pin's memory is gone when pin is cleared.

@@ -102,7 +102,7 @@ func (m *Module) openToken(ctx context.Context, cfg TokenConfig) (*Token, error)
 		return nil, errors.New("name it by token label or serial")
 	}
 	if cfg.PIN == nil {
-		return nil, errors.New("no PIN: name its file with pin-source")
+		return nil, fmt.Errorf("%w: name its file with pin-source", ErrNoPIN)
 	}
 	if cfg.Sessions == 0 {
 		cfg.Sessions = defaultSessions
