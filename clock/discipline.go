@@ -254,7 +254,6 @@ func (d *Discipline) adopt(r *Round, h interval) {
 			d.points = nil // from before the leap second
 		}
 	}
-	before := d.drift
 	d.points = remember(d.points, point{r.Reading.Raw, m.UTCMinusRaw, m.Bound})
 	d.drift = fit(d.points)
 	m.Rate, m.Growth = d.drift.apply(d.policy)
@@ -266,14 +265,14 @@ func (d *Discipline) adopt(r *Round, h interval) {
 		drift := d.drift
 		r.Drift = &drift
 	}
-	r.Alarms = d.alarms(r, before)
+	r.Alarms = d.alarms(r)
 	d.settling, d.pending = false, nil
 	d.estimate = Estimate{Mapping: m, AsOf: r.Reading.Raw, Round: r.Number, Epoch: d.epoch, State: Synced}.governed(d.policy)
 }
 
 // alarms names what contradicts the round without being able to change it.
-func (d *Discipline) alarms(r *Round, before Drift) (alarms []string) {
-	if before.known() && d.drift.known() && abs(sub(d.drift.Rate, before.Rate)) > 3*max(before.Sigma, 100) {
+func (d *Discipline) alarms(r *Round) (alarms []string) {
+	if jumped(d.points) {
 		alarms = append(alarms, AlarmRate)
 	}
 	// How far the system's clock is behind UTC, and how sure that is.
@@ -285,7 +284,7 @@ func (d *Discipline) alarms(r *Round, before Drift) (alarms []string) {
 		}
 	}
 	if c := r.Chronyd; c != nil && c.Leap != 3 {
-		if abs(add(behind, c.Correction)) > sum(c.RootDisp, half(c.RootDelay), sure) {
+		if abs(sub(behind, c.Correction)) > sum(c.RootDisp, half(c.RootDelay), sure) {
 			alarms = append(alarms, AlarmChronyd)
 		}
 	}

@@ -103,7 +103,7 @@ type Chronyd struct {
 	Stratum    int    `json:"stratum"`
 	Leap       int    `json:"leap,omitzero"`
 	RefTime    int64  `json:"ref_time,string,omitzero"`
-	Correction int64  `json:"correction"`      // ns that the system's clock is fast of chronyd's UTC
+	Correction int64  `json:"correction"`      // ns that the system's clock is behind chronyd's UTC
 	RootDelay  int64  `json:"root_delay"`      // ns
 	RootDisp   int64  `json:"root_dispersion"` // ns
 }

@@ -25,6 +25,7 @@ const (
 	rateSpan     = int64(time.Hour)        // from here on the rate is applied
 	rateSigma    = 5_000 / 3               // ppb; if it is known this well
 	maxRate      = 500_000                 // ppb; an oscillator this far off is broken
+	rateNoise    = 2_000                   // ppb; what temperature does to an oscillator within hours
 )
 
 // remember adds a round to the points, and forgets what is too old. It leaves the argument as it is.
@@ -86,6 +87,13 @@ func fit(points []point) Drift {
 	rate := new(big.Int).Quo(product(sxy, big.NewInt(billion)), sxx)
 	sigma := new(big.Int).Sqrt(variance)
 	return Drift{Rate: clipped(rate), Sigma: add(clipped(sigma), 1), Points: n, Span: points[n-1].raw - points[0].raw}
+}
+
+// jumped reports whether the rate of the later half of the points differs from that of the earlier by more than their errors and
+// temperature explain: somebody drags the time slowly, or the machine runs on another oscillator.
+func jumped(points []point) bool {
+	a, b := fit(points[:len(points)/2]), fit(points[len(points)/2:])
+	return a.Points > 0 && b.Points > 0 && abs(sub(a.Rate, b.Rate)) > rateNoise+3*add(a.Sigma, b.Sigma)
 }
 
 func product(f ...*big.Int) *big.Int {
