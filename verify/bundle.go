@@ -1,0 +1,391 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"bulla/record"
+)
+
+// bundle is up to 256 entries, read, parsed and hashed by a worker, without knowledge of what comes before or after.
+type bundle struct {
+	first uint64        // index of its first entry
+	slots []slot        // one for each entry that the head says is here
+	tile  []record.Hash // the hashes stored for them; nil when missing or unreadable
+	found []Finding     // what is wrong with the files as such
+	gone  []string      // files that are missing
+	items []item        // what the fold needs to see, in order
+	kinds map[record.Kind]uint64
+	tree  *record.Tree // over the leaves; nil when an entry is not there
+}
+
+// slot is the place of one entry.
+type slot struct {
+	present bool
+	leaf    record.Hash // of the bytes that are there
+	prev    record.Hash // what the entry says
+	parsed  bool        // it is an entry
+	fault   *Finding    // the first rule that the entry breaks by itself
+	raw     []byte      // only while the worker has it
+}
+
+// item is an entry that the fold needs to see: anything but an event, and events whose stamp or producer is not that of the entry
+// before.
+type item struct {
+	slot  int
+	entry *record.Entry
+}
+
+// bundleAt reads, parses and hashes the bundle that begins at index first.
+func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
+	t := tileOf(entries, first, r.head.Size)
+	b := &bundle{first: first, slots: make([]slot, t.W), kinds: map[record.Kind]uint64{}}
+	if err := b.readTile(ctx, r.src, t); err != nil {
+		return nil, err
+	}
+	if err := b.readEntries(ctx, r.src, t); err != nil {
+		return nil, err
+	}
+	b.parse(r.head.Origin)
+	b.hash()
+	return b, nil
+}
+
+func (b *bundle) readTile(ctx context.Context, src Source, t tlog.Tile) error {
+	t.L = 0
+	name := TilePath(t)
+	data, ok, err := read(ctx, src, name, tileWidth*tlog.HashSize)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		b.gone = append(b.gone, name)
+		return nil
+	}
+	if len(data) != t.W*tlog.HashSize {
+		b.found = append(b.found, tileSize(name, t.W, len(data), b.first))
+		return nil
+	}
+	b.tile = hashes(data)
+	return nil
+}
+
+func tileSize(name string, width, size int, first uint64) Finding {
+	f := Finding{Rule: "tile.format", File: name, Expected: fmt.Sprintf("%d hashes, %d bytes", width, width*tlog.HashSize), Found: fmt.Sprintf("%d bytes", size), Index: at(first)}
+	if size > tileWidth*tlog.HashSize {
+		f.Found = fmt.Sprintf("more than %d bytes", tileWidth*tlog.HashSize)
+	}
+	return f
+}
+
+func hashes(data []byte) []record.Hash {
+	out := make([]record.Hash, len(data)/tlog.HashSize)
+	for i := range out {
+		out[i] = record.Hash(data[i*tlog.HashSize:])
+	}
+	return out
+}
+
+// readEntries splits the bundle and puts each entry into its slot.
+func (b *bundle) readEntries(ctx context.Context, src Source, t tlog.Tile) error {
+	name := TilePath(t)
+	data, ok, err := read(ctx, src, name, maxBundle)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		b.gone = append(b.gone, name)
+		return nil
+	}
+	if raw, err := record.ParseBundle(data); err == nil && len(raw) == t.W {
+		for i, e := range raw {
+			b.slots[i] = slot{present: true, leaf: record.LeafHash(e), raw: e}
+		}
+		if b.tile == nil || b.aligned() {
+			return nil
+		}
+	}
+	// Something does not fit. The stored hashes say which entries belong where, and so what exactly is wrong.
+	clear(b.slots)
+	if b.tile == nil {
+		b.found = append(b.found, Finding{Rule: "bundle.format", File: name, Index: at(b.first), Expected: fmt.Sprintf("%d entries", t.W), Found: "bytes that do not split into them"})
+		return nil
+	}
+	b.place(name, split(data, b.tile))
+	return nil
+}
+
+// aligned reports whether no entry seems to be out of its place: each that differs from its stored hash is at least not another's.
+func (b *bundle) aligned() bool {
+	var set map[record.Hash]bool
+	for i := range b.slots {
+		if b.slots[i].leaf == b.tile[i] {
+			continue
+		}
+		if set == nil {
+			set = make(map[record.Hash]bool, len(b.tile))
+			for _, h := range b.tile {
+				set[h] = true
+			}
+		}
+		if set[b.slots[i].leaf] || record.CheckCanonical(b.slots[i].raw, record.MaxDepth) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// piece is a part of a damaged bundle that is, or was, an entry.
+type piece struct {
+	raw       []byte
+	leaf      record.Hash
+	badLength bool // the two bytes before it do not say its length
+}
+
+// entryStart is how every entry begins.
+var entryStart = []byte(`{"body":`)
+
+// maxGuesses bounds the places that are tried as the end of an entry whose length is wrong.
+const maxGuesses = 64
+
+// split takes a bundle apart of which the lengths cannot be relied upon, with the stored hashes as a guide.
+func split(data []byte, tile []record.Hash) []piece {
+	known := make(map[record.Hash]bool, len(tile))
+	for _, h := range tile {
+		known[h] = true
+	}
+	var out []piece
+	for len(data) > 0 && len(out) < 2*tileWidth {
+		p, size := nextPiece(data, known)
+		out = append(out, p)
+		data = data[size:]
+	}
+	return out
+}
+
+// nextPiece takes the first entry off a damaged bundle and says how many bytes it took.
+func nextPiece(data []byte, known map[record.Hash]bool) (piece, int) {
+	stated := -1
+	if len(data) >= 2 {
+		if n := 2 + int(binary.BigEndian.Uint16(data)); n <= len(data) {
+			if leaf := record.LeafHash(data[2:n]); known[leaf] {
+				return piece{raw: data[2:n], leaf: leaf}, n
+			}
+			stated = n
+		}
+	}
+	// Not an entry of the tree. Is it one with another length in front of it?
+	from := min(2, len(data))
+	guesses := 0
+	resume := -1
+	for end := nextStart(data, from+1); guesses < maxGuesses; end = nextStart(data, end+3) {
+		guesses++
+		if end-from <= record.MaxEntry {
+			if leaf := record.LeafHash(data[from:end]); known[leaf] {
+				return piece{raw: data[from:end], leaf: leaf, badLength: end != stated}, end
+			}
+		}
+		if resume < 0 && framed(data[end:]) {
+			resume = end
+		}
+		if end == len(data) {
+			break
+		}
+	}
+	// It is damaged itself, or does not belong here. Go on where entries go on.
+	end := len(data)
+	switch {
+	case stated > 0 && framed(data[stated:]):
+		end = stated
+	case resume > 0:
+		end = resume
+	}
+	raw := data[from:min(end, from+record.MaxEntry)]
+	return piece{raw: raw, leaf: record.LeafHash(raw)}, end
+}
+
+// nextStart is where, at or after from, the length of a next entry may stand: two bytes before entryStart, or at the end.
+func nextStart(data []byte, from int) int {
+	if from+2 > len(data) {
+		return len(data)
+	}
+	if i := bytes.Index(data[from+2:], entryStart); i >= 0 {
+		return from + i
+	}
+	return len(data)
+}
+
+// framed reports whether data begins with a length that leads to another entry or to the end.
+func framed(data []byte) bool {
+	if len(data) == 0 {
+		return true
+	}
+	if len(data) < 2 {
+		return false
+	}
+	n := 2 + int(binary.BigEndian.Uint16(data))
+	return n == len(data) || n+2 < len(data) && bytes.HasPrefix(data[n+2:], entryStart)
+}
+
+// place puts pieces into slots by their hashes, and reports what is missing, extra or out of order.
+func (b *bundle) place(name string, pieces []piece) {
+	ahead := func(h record.Hash, in []record.Hash) int {
+		for i, x := range in {
+			if x == h {
+				return i
+			}
+		}
+		return -1
+	}
+	leaves := make([]record.Hash, len(pieces))
+	for i, p := range pieces {
+		leaves[i] = p.leaf
+	}
+	i, j := 0, 0
+	for i < len(b.slots) && j < len(pieces) {
+		p := pieces[j]
+		skip := 0
+		if p.leaf != b.tile[i] {
+			if skip = ahead(p.leaf, b.tile[i:]); skip > 0 {
+				b.lost(name, i, i+skip, leaves)
+			} else if extra := ahead(b.tile[i], leaves[j:]); extra > 0 {
+				b.surplus(name, i, pieces[j:j+extra])
+				j += extra
+				continue
+			}
+			skip = max(skip, 0)
+		}
+		i += skip
+		b.slots[i] = slot{present: true, leaf: p.leaf, raw: p.raw}
+		if p.badLength {
+			b.found = append(b.found, Finding{Rule: "bundle.length", File: name, Index: at(b.first + uint64(i)), Expected: fmt.Sprintf("%d bytes", len(p.raw)), Found: "another length"})
+		}
+		i, j = i+1, j+1
+	}
+	b.lost(name, i, len(b.slots), leaves)
+	b.surplus(name, len(b.slots), pieces[j:])
+}
+
+// lost reports the slots [from,to), whose entries are not where they belong.
+func (b *bundle) lost(name string, from, to int, leaves []record.Hash) {
+	for i := from; i < to; i++ {
+		f := Finding{Rule: "entry.missing", File: name, Index: at(b.first + uint64(i)), Expected: "the entry with leaf hash " + base64Hash(b.tile[i]), Found: "no entry with it in the bundle"}
+		for _, h := range leaves {
+			if h == b.tile[i] {
+				f.Rule, f.Found = "entry.order", "it stands elsewhere in the bundle"
+				break
+			}
+		}
+		b.found = append(b.found, f)
+	}
+}
+
+// surplus reports pieces before slot i that belong to no place. One of the tree's entries out of its place was reported by lost.
+func (b *bundle) surplus(name string, i int, pieces []piece) {
+	for _, p := range pieces {
+		moved := false
+		for _, h := range b.tile {
+			moved = moved || h == p.leaf
+		}
+		if !moved {
+			b.found = append(b.found, Finding{Rule: "entry.extra", File: name, Index: at(b.first + uint64(i)), Expected: "no further entry here", Found: "an entry with leaf hash " + base64Hash(p.leaf)})
+		}
+	}
+}
+
+// parse reads every entry and picks those that the fold needs to see.
+func (b *bundle) parse(origin string) {
+	var before *record.Entry
+	for i := range b.slots {
+		s := &b.slots[i]
+		if !s.present {
+			before = nil
+			continue
+		}
+		e, err := record.ParseEntry(s.raw)
+		s.raw = nil
+		if err != nil {
+			s.fault = &Finding{Rule: "entry.canonical", Expected: "an entry in its one form", Found: fmt.Sprintf("%.300s", err.Error())}
+			before = nil
+			continue
+		}
+		s.parsed, s.prev = true, e.Prev
+		b.kinds[e.Kind]++
+		s.fault = checkEntry(e, b.first+uint64(i), origin)
+		if before == nil || e.Kind != record.KindEvent || e.Stamp != before.Stamp || !sameUser(e, before) {
+			b.items = append(b.items, item{i, keep(e)})
+		}
+		before = e
+	}
+}
+
+// hash makes the tree over the entries that are there, if all are.
+func (b *bundle) hash() {
+	tree := &record.Tree{}
+	var scratch []record.Hash
+	for i := range b.slots {
+		if !b.slots[i].present {
+			return
+		}
+		scratch = tree.Append(scratch[:0], b.slots[i].leaf)
+	}
+	b.tree = tree
+}
+
+// keep returns what the fold needs of an entry, without holding on to the bundle's bytes.
+func keep(e *record.Entry) *record.Entry {
+	if e.Kind == record.KindEvent {
+		e.Body = nil
+	} else {
+		e.Body = bytes.Clone(e.Body)
+	}
+	return e
+}
+
+func sameUser(a, b *record.Entry) bool {
+	return a.Kind == b.Kind && a.Producer != nil && b.Producer != nil && a.Producer.UID == b.Producer.UID && a.Producer.GID == b.Producer.GID
+}
+
+// checkEntry checks what an entry alone can break.
+func checkEntry(e *record.Entry, index uint64, origin string) *Finding {
+	switch {
+	case e.Log != origin:
+		return &Finding{Rule: "entry.log", Expected: quote(origin), Found: quote(e.Log)}
+	case e.Index != index:
+		return &Finding{Rule: "entry.index", Expected: fmt.Sprint(index), Found: fmt.Sprint(e.Index)}
+	case e.Kind == record.KindEvent && e.Producer == nil:
+		return &Finding{Rule: "entry.producer", Expected: "a producer", Found: "none"}
+	case isOwn(e.Kind) && e.Producer != nil:
+		return &Finding{Rule: "entry.producer", Expected: "none in an entry of kind " + string(e.Kind), Found: fmt.Sprintf("uid %d", e.Producer.UID)}
+	}
+	if err := checkBody(e); err != nil {
+		return &Finding{Rule: "entry.body", Expected: "a body of kind " + string(e.Kind), Found: fmt.Sprintf("%.300s", err.Error())}
+	}
+	return nil
+}
+
+// isOwn reports whether entries of the kind are the machine's own records.
+func isOwn(k record.Kind) bool {
+	switch k {
+	case record.KindGenesis, record.KindClock, record.KindSeal, record.KindAccess, record.KindSystem, record.KindBlob:
+		return true
+	}
+	return false
+}
+
+// checkBody parses the bodies that no fold looks into.
+func checkBody(e *record.Entry) (err error) {
+	switch e.Kind {
+	case record.KindSystem:
+		_, err = record.ParseSystem(e.Body)
+	case record.KindAccess:
+		_, err = record.ParseAccess(e.Body)
+	case record.KindBlob:
+		_, err = record.ParseBlob(e.Body)
+	}
+	return err
+}

@@ -1,0 +1,148 @@
+package verify
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	"bulla/ceremony"
+	"bulla/record"
+)
+
+// fold is what only the order of entries shows: who governs, what time may be, what the TPM attested.
+type fold struct {
+	r       *run
+	state   ceremony.State
+	known   bool   // the genesis was read
+	stopped bool   // an entry could not be read: what comes after cannot be followed
+	sealed  uint64 // entries that checked seals cover
+}
+
+func (f *fold) init(r *run) { f.r = r }
+
+// see takes the next entry that is not like the one before.
+func (f *fold) see(e *record.Entry, leaf record.Hash) {
+	if f.stopped || e.Index < f.state.Next || e.Log != f.r.head.Origin {
+		return // the chain's rules have reported it
+	}
+	if !f.known && e.Index > 0 {
+		return
+	}
+	f.state = f.state.Skip(e.Index - f.state.Next)
+	if ceremony.Governs(e.Kind) {
+		f.govern(e, leaf)
+		return
+	}
+	if e.Kind == record.KindEvent && e.Producer != nil {
+		f.role(e)
+	}
+}
+
+// govern applies an entry that takes part in governance.
+func (f *fold) govern(e *record.Entry, leaf record.Hash) {
+	next, err := f.state.Apply(e, leaf)
+	switch {
+	case err == nil:
+		f.state = next
+	case e.Index == 0:
+		f.r.find(Finding{Rule: "genesis.format", Index: at(0), Expected: "a genesis", Found: fmt.Sprintf("%.300s", err.Error())})
+		return
+	default:
+		f.r.find(Finding{Rule: "governance.unauthorised", Index: at(e.Index), Expected: "an entry that the state of governance permits", Found: fmt.Sprintf("%.300s", err.Error())})
+		return
+	}
+	if e.Index == 0 {
+		f.known = true
+		f.r.report.Genesis = hex.EncodeToString(leaf[:])
+		if want, ok := f.r.policy.genesis(e.Log); ok && want != leaf {
+			f.r.find(Finding{Rule: "genesis.fingerprint", Index: at(0), Expected: hex.EncodeToString(want[:]), Found: hex.EncodeToString(leaf[:])})
+		}
+	}
+}
+
+// role checks that an event's producer may append. Supplementary groups are not recorded, so where a role is given to groups, a user
+// may have it through one of them.
+func (f *fold) role(e *record.Entry) {
+	if f.state.Roles(e.Producer.UID, []uint32{e.Producer.GID}).Producer {
+		return
+	}
+	for _, role := range f.state.Policy.Roles {
+		if role.Name == ceremony.Producer && len(role.GIDs) > 0 {
+			return
+		}
+	}
+	f.r.find(Finding{Rule: "governance.role", Index: at(e.Index), Expected: "a user with the role producer", Found: fmt.Sprintf("uid %d, gid %d", e.Producer.UID, e.Producer.GID)})
+}
+
+// stop says that the entry at index could not be read: what it changed is unknown.
+func (f *fold) stop(index uint64) {
+	if f.stopped {
+		return
+	}
+	f.stopped = true
+	f.r.covered(index, ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
+	f.r.miss(fmt.Sprintf("entry %d cannot be read: what it says, and what follows from it, is not known", index), ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
+}
+
+// vkeys are the keys that must sign the head by the log's own governance.
+func (f *fold) vkeys() []string {
+	if !f.known || f.stopped {
+		return nil
+	}
+	keys, err := f.state.VKeys()
+	if err != nil {
+		return nil // a genesis with such a key was refused
+	}
+	return keys
+}
+
+// summarize fills in what the report says of governance, and settles the claims that the fold decides.
+func (f *fold) summarize() {
+	r := f.r
+	g := &r.report.Governance
+	g.Officers = []string{}
+	if f.known {
+		p := f.state.Policy
+		g.Known, g.TPM, g.Thresholds, g.Keys = true, p.TPM != nil, p.Thresholds, f.vkeys()
+		for _, o := range p.Officers {
+			g.Officers = append(g.Officers, o.Name)
+		}
+		for _, role := range p.Roles {
+			g.Roles = append(g.Roles, describeRole(role))
+		}
+		slices.Sort(g.Roles)
+		if len(p.Officers) == 0 {
+			r.remark("officers: none appointed; nothing of what governs the log can change, and nobody but the appliance vouches for its genesis")
+		}
+	} else if r.headOK {
+		r.miss("there is no genesis that can be read", ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
+	}
+	_, pinned := r.policy.genesis(r.head.Origin)
+	g.Trusted = pinned && f.known && !r.claims[ClaimGovernance].violated
+	switch {
+	case r.policy == nil:
+		r.miss("no policy was given: nothing says that this is the genesis to trust", ClaimGovernance)
+	case !pinned:
+		r.miss(fmt.Sprintf("the policy has no genesis of log %q", r.head.Origin), ClaimGovernance)
+	}
+	r.miss("this version does not check it", ClaimTime, ClaimSeals, ClaimRollback)
+	r.miss("no earlier export or checkpoint was given", ClaimContinuity)
+	if len(r.opt.Receipts) == 0 {
+		r.miss("no receipt was given", ClaimReceipts)
+	}
+	r.covered(r.head.Size, ClaimGovernance, ClaimTime)
+}
+
+func describeRole(role ceremony.Role) string {
+	s := role.Name + ":"
+	if role.Any {
+		s += " everyone"
+	}
+	if len(role.UIDs) > 0 {
+		s += fmt.Sprintf(" uids %v", role.UIDs)
+	}
+	if len(role.GIDs) > 0 {
+		s += fmt.Sprintf(" gids %v", role.GIDs)
+	}
+	return s
+}

@@ -1,0 +1,142 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"bulla/record"
+)
+
+// readHead reads the checkpoint and its text. Signatures are judged at the end, when it is known whose must be there.
+func (r *run) readHead(ctx context.Context) error {
+	b, ok, err := read(ctx, r.src, checkpoint, record.MaxCheckpoint)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		r.miss("there is no checkpoint: without a signed head nothing says what the log is", claimNames...)
+		return nil
+	}
+	r.signed = b
+	if r.head, err = headText(b); err != nil {
+		r.find(Finding{Rule: "checkpoint.format", File: checkpoint, Expected: "a signed note over origin, size and root", Found: err.Error()})
+		r.miss("the checkpoint cannot be read", claimNames...)
+		return nil
+	}
+	r.headOK = true
+	text := sha256.Sum256([]byte(r.head.Text()))
+	r.report.Log, r.report.Size, r.report.Root, r.report.Head = r.head.Origin, r.head.Size, base64Hash(r.head.Root), hex.EncodeToString(text[:])
+	return nil
+}
+
+// headText reads a signed checkpoint's text without looking at its signatures.
+func headText(signed []byte) (record.Checkpoint, error) {
+	if len(signed) > record.MaxCheckpoint {
+		return record.Checkpoint{}, fmt.Errorf("more than %d bytes", record.MaxCheckpoint)
+	}
+	text, lines, ok := bytes.Cut(signed, []byte("\n\n"))
+	if !ok || len(lines) == 0 {
+		return record.Checkpoint{}, fmt.Errorf("no signature lines")
+	}
+	return record.ParseCheckpoint(string(text) + "\n")
+}
+
+// judgeSignatures checks the head under every key that must sign it: those that the policy pins, and those that govern the log.
+func (r *run) judgeSignatures() {
+	pinned := r.policy.keys(r.head.Origin)
+	governed := r.fold.vkeys()
+	required := slices.Clone(pinned)
+	for _, v := range governed {
+		if !slices.Contains(required, v) {
+			required = append(required, v)
+		}
+	}
+	for _, vkey := range required {
+		v, err := record.NewVerifier(vkey)
+		if err == nil {
+			_, _, err = record.OpenCheckpoint(r.signed, v)
+		}
+		if err != nil {
+			r.find(Finding{Rule: "checkpoint.signature", File: checkpoint, Expected: "a valid line by " + short(vkey), Found: signatureFault(err)})
+		}
+	}
+	if other, name := r.foreignLine(); other {
+		r.find(Finding{Rule: "checkpoint.origin", File: checkpoint, Expected: "origin " + quote(name), Found: "origin " + quote(r.head.Origin)})
+	}
+	if unknown := r.unknownLines(required); unknown > 0 {
+		r.remark("%d signature line(s) of the checkpoint are by keys that neither policy nor log name; they were not checked", unknown)
+	}
+	switch {
+	case r.policy == nil:
+		r.miss("no policy was given: the log's keys are known only from the log itself", ClaimSignatures)
+	case len(pinned) == 0:
+		r.miss(fmt.Sprintf("the policy has no key of log %q", r.head.Origin), ClaimSignatures)
+	}
+	r.covered(r.head.Size, ClaimSignatures)
+}
+
+// foreignLine reports whether the head carries a valid line of a log that the policy knows under another name: the key's holder
+// signed this text, with an origin that is not its own.
+func (r *run) foreignLine() (found bool, name string) {
+	if r.policy == nil {
+		return false, ""
+	}
+	for _, vkey := range r.policy.VKeys {
+		if vkeyName(vkey) == r.head.Origin {
+			continue
+		}
+		if v, err := record.NewVerifier(vkey); err == nil {
+			if _, err := note.Open(r.signed, note.VerifierList(v)); err == nil {
+				return true, vkeyName(vkey)
+			}
+		}
+	}
+	return false, ""
+}
+
+// unknownLines counts the signature lines that are by none of the keys.
+func (r *run) unknownLines(vkeys []string) int {
+	vs, err := verifiers(vkeys)
+	if err != nil {
+		return 0
+	}
+	n, err := note.Open(r.signed, note.VerifierList(vs...))
+	var unverified *note.UnverifiedNoteError
+	if errors.As(err, &unverified) {
+		n, err = unverified.Note, nil
+	}
+	if err != nil {
+		return 0
+	}
+	return len(n.UnverifiedSigs)
+}
+
+func signatureFault(err error) string {
+	var unverified *note.UnverifiedNoteError
+	var invalid *note.InvalidSignatureError
+	switch {
+	case errors.As(err, &unverified):
+		return "no line by this key"
+	case errors.As(err, &invalid):
+		return "its signature is over other bytes"
+	}
+	return err.Error()
+}
+
+// short is a verifier key without the key itself: its name and hash.
+func short(vkey string) string {
+	name, rest, _ := strings.Cut(vkey, "+")
+	hash, _, _ := strings.Cut(rest, "+")
+	return name + "+" + hash
+}
+
+// quote shows text of the evidence so that it cannot disturb a terminal or a page, and cuts it.
+func quote(s string) string { return fmt.Sprintf("%.200q", s) }

@@ -1,0 +1,233 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"bulla/record"
+)
+
+// stored reads tree hashes from the evidence's tiles: a tlog.HashReader. The tiles have been compared with the entries before.
+type stored struct {
+	ctx   context.Context
+	src   Source
+	size  uint64
+	tiles map[string][]byte
+}
+
+func (r *run) stored(ctx context.Context) *stored {
+	return &stored{ctx: ctx, src: r.src, size: r.head.Size, tiles: map[string][]byte{}}
+}
+
+// ReadHashes implements tlog.HashReader.
+func (s *stored) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, index := range indexes {
+		t := tlog.TileForIndex(8, index)
+		t.W = tileOf(t.L, uint64(t.N)*tileWidth, s.size).W
+		name := TilePath(t)
+		data, ok := s.tiles[name]
+		if !ok {
+			var err error
+			if data, ok, err = read(s.ctx, s.src, name, tileWidth*tlog.HashSize); err != nil {
+				return nil, err
+			} else if !ok {
+				return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+			}
+			s.tiles[name] = data
+		}
+		var err error
+		if out[i], err = tlog.HashFromTile(t, data, index); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// root is the tree's root when it had n entries, n at most the head's size.
+func (s *stored) root(n uint64) (record.Hash, error) {
+	h, err := tlog.TreeHash(int64(n), s)
+	return h, err
+}
+
+// leaf is the leaf hash of an entry.
+func (s *stored) leaf(index uint64) (record.Hash, error) {
+	h, err := s.ReadHashes([]int64{tlog.StoredHashIndex(0, int64(index))})
+	if err != nil {
+		return record.Hash{}, err
+	}
+	return h[0], nil
+}
+
+// judgeReceipts checks every receipt by itself and against the log.
+func (r *run) judgeReceipts(ctx context.Context) error {
+	for _, given := range r.opt.Receipts {
+		res, err := r.judgeReceipt(ctx, given)
+		if err != nil {
+			return err
+		}
+		r.report.Receipts = append(r.report.Receipts, res)
+		if res.Status == NotCheckable {
+			r.miss(fmt.Sprintf("%s: %s", given.Name, res.Why), ClaimReceipts)
+		}
+	}
+	if len(r.opt.Receipts) > 0 {
+		r.covered(r.head.Size, ClaimReceipts)
+	}
+	return nil
+}
+
+func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, error) {
+	res := ReceiptResult{Name: given.Name, Status: NotCheckable}
+	violated := func(rule, expected, found string) (ReceiptResult, error) {
+		r.find(Finding{Rule: rule, Index: res.Index, File: given.Name, Expected: expected, Found: found})
+		res.Status, res.Why = Violated, found
+		return res, nil
+	}
+	p, err := parseReceipt(given.Data)
+	if err != nil {
+		return violated("receipt.format", "a receipt in JSON or C2SP tlog-proof", fmt.Sprintf("%.300s", err.Error()))
+	}
+	res.Index = at(p.index)
+	head, err := headText(p.checkpoint)
+	if err != nil {
+		return violated("receipt.format", "a checkpoint", fmt.Sprintf("%.300s", err.Error()))
+	}
+	if head.Origin != r.head.Origin {
+		res.Why = fmt.Sprintf("it is of log %s, not of this one", quote(head.Origin))
+		return res, nil
+	}
+	res.Size = head.Size
+
+	// The receipt by itself: signed, and the entry in the tree that was signed.
+	keys := r.policy.keys(head.Origin)
+	trusted := len(keys) > 0
+	if !trusted {
+		keys = r.fold.vkeys()
+	}
+	for _, vkey := range keys {
+		vs, err := verifiers([]string{vkey})
+		if err == nil {
+			_, _, err = record.OpenCheckpoint(p.checkpoint, vs...)
+		}
+		if err != nil {
+			return violated("receipt.signature", "a valid line by "+short(vkey), signatureFault(err))
+		}
+	}
+	if len(keys) == 0 {
+		res.Why = "no key of the log is known"
+		return res, nil
+	}
+	s := r.stored(ctx)
+	leaf := p.leaf
+	if !p.hasEntry && p.index < r.head.Size { // a tlog-proof does not carry its entry: it proves the log's
+		if leaf, err = s.leaf(p.index); err != nil {
+			return missing(res, err)
+		}
+	} else if !p.hasEntry {
+		res.Why = fmt.Sprintf("the log ends at entry %d, before the receipt's", r.head.Size)
+		return res, nil
+	}
+	if err := checkProof(p, head, leaf); err != nil {
+		if !p.hasEntry {
+			return violated("receipt.entry", fmt.Sprintf("the entry that the receipt proves at %d", p.index), "leaf hash "+base64Hash(leaf))
+		}
+		return violated("receipt.proof", "a proof that leads to the signed root", fmt.Sprintf("%.300s", err.Error()))
+	}
+
+	// The receipt against the log: the same entry, and a tree that grew out of the receipt's.
+	if p.index >= r.head.Size {
+		res.Why = fmt.Sprintf("the log ends at entry %d, before the receipt's", r.head.Size)
+		return res, nil
+	}
+	if p.hasEntry {
+		in, err := s.leaf(p.index)
+		if err != nil {
+			return missing(res, err)
+		}
+		if in != leaf {
+			return violated("receipt.entry", "leaf hash "+base64Hash(leaf), "leaf hash "+base64Hash(in))
+		}
+	}
+	if head.Size > r.head.Size {
+		res.Why = fmt.Sprintf("the entry is in the log, but the receipt is under a tree of %d entries, and the log ends at %d", head.Size, r.head.Size)
+		return res, nil
+	}
+	root, err := s.root(head.Size)
+	if err != nil {
+		return missing(res, err)
+	}
+	if root != head.Root {
+		return violated("receipt.tree", "root "+base64Hash(head.Root)+fmt.Sprintf(" at size %d", head.Size), "root "+base64Hash(root))
+	}
+	if !trusted {
+		res.Why = "it agrees with the log, but no policy says that the log's keys are to be trusted"
+		return res, nil
+	}
+	res.Status = Verified
+	return res, nil
+}
+
+// missing says that a receipt cannot be compared for want of a tile; other errors are about reading.
+func missing(res ReceiptResult, err error) (ReceiptResult, error) {
+	var path *fs.PathError
+	if errors.As(err, &path) && !errors.Is(err, fs.ErrNotExist) {
+		return res, err
+	}
+	res.Why = err.Error()
+	return res, nil
+}
+
+// proof is a receipt in either form.
+type proof struct {
+	checkpoint []byte
+	index      uint64
+	hashes     []record.Hash
+	leaf       record.Hash
+	hasEntry   bool
+	entry      []byte
+}
+
+func parseReceipt(b []byte) (*proof, error) {
+	if bytes.HasPrefix(b, []byte("c2sp.org/")) {
+		index, hashes, signed, err := record.ParseTLogProof(b)
+		return &proof{checkpoint: signed, index: index, hashes: hashes}, err
+	}
+	if len(b) > record.MaxReceipt {
+		return nil, fmt.Errorf("more than %d bytes", record.MaxReceipt)
+	}
+	canonical, err := record.Canonicalize(b, record.MaxDepth) // other tools may have changed its layout; its content is checked
+	if err != nil {
+		return nil, err
+	}
+	rc, err := record.ParseReceipt(canonical)
+	if err != nil {
+		return nil, err
+	}
+	return &proof{checkpoint: rc.Checkpoint, index: rc.Index, hashes: rc.Proof, leaf: record.LeafHash(rc.Entry), hasEntry: true, entry: rc.Entry}, nil
+}
+
+func checkProof(p *proof, head record.Checkpoint, leaf record.Hash) error {
+	if p.index >= head.Size {
+		return fmt.Errorf("index %d is beyond the tree of %d entries", p.index, head.Size)
+	}
+	if err := tlog.CheckRecord(p.hashes, int64(head.Size), head.Root, int64(p.index), leaf); err != nil {
+		return err
+	}
+	if !p.hasEntry {
+		return nil
+	}
+	e, err := record.ParseEntry(p.entry)
+	if err != nil {
+		return err
+	}
+	if e.Index != p.index || e.Log != head.Origin {
+		return fmt.Errorf("the entry says index %d of %s", e.Index, quote(e.Log))
+	}
+	return nil
+}

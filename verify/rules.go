@@ -1,0 +1,58 @@
+package verify
+
+import "slices"
+
+// Rule is something that evidence can violate. Names are stable: reports, vectors and other implementations refer to them.
+type Rule struct {
+	Name    string `json:"name"`
+	Claim   string `json:"claim"`   // the claim that a violation breaks
+	Meaning string `json:"meaning"` // of a violation, in a sentence
+}
+
+// Rules returns every rule, in the order of the claims.
+func Rules() []Rule { return slices.Clone(rules) }
+
+var rules = []Rule{
+	{"checkpoint.format", ClaimBytes, "The checkpoint is not a signed note of three lines: it was damaged or made by something else."},
+	{"bundle.format", ClaimBytes, "A bundle cannot be split into entries: it was damaged, cut or replaced."},
+	{"bundle.length", ClaimBytes, "The length in front of an entry was changed; the entry itself is intact."},
+	{"bundle.partial", ClaimBytes, "An older, partial copy of a bundle does not agree with the bundle: one of the two was changed."},
+	{"entry.canonical", ClaimBytes, "The entry is not in the one form that entries have: it was changed after it was logged, or never made by the log."},
+	{"entry.body", ClaimBytes, "The entry's body is not what its kind demands: it was not made by the log's software."},
+	{"entry.producer", ClaimBytes, "Events have a producer, and the machine's own records have none: the entry claims to come from somebody else."},
+	{"tile.format", ClaimBytes, "A tile does not have 32 bytes for each of its hashes: it was damaged, cut or replaced."},
+	{"tile.hash", ClaimBytes, "A tile holds another hash than the entries lead to, while entries and head agree: the tile was changed."},
+	{"tile.partial", ClaimBytes, "An older, partial copy of a tile does not agree with the tile: one of the two was changed."},
+
+	{"entry.index", ClaimChain, "The entry says that it stands elsewhere in the log: it was moved, or entries before it were added or removed."},
+	{"entry.log", ClaimChain, "The entry says that it belongs to another log: it was brought in from there, or the log was renamed."},
+	{"chain.prev", ClaimChain, "The entry does not link to the one before it: one of the two was replaced."},
+
+	{"tree.leaf", ClaimTree, "The entry's bytes are not those that the tree was built over: the entry was changed after it was logged."},
+	{"entry.missing", ClaimTree, "An entry that the tree was built over is gone."},
+	{"entry.extra", ClaimTree, "There is an entry that the tree was not built over: it was added later."},
+	{"entry.order", ClaimTree, "The entry was moved from its place."},
+	{"tree.root", ClaimTree, "The entries do not lead to the root that the head states: entries were changed together with their tiles, or the head is of another log."},
+
+	{"checkpoint.origin", ClaimSignatures, "The head is signed with a key of another log: it was taken from there, or the log was renamed."},
+	{"checkpoint.signature", ClaimSignatures, "A key that must sign the head did not: the head was changed, or was made by somebody without that key."},
+
+	{"genesis.format", ClaimGovernance, "The first entry is not a genesis: nothing says who governs the log."},
+	{"genesis.fingerprint", ClaimGovernance, "The log does not begin with the genesis that the policy trusts: it is another log under the same name, or was made anew."},
+	{"governance.unauthorised", ClaimGovernance, "Something about who governs the log was changed without the approvals that it needs."},
+	{"governance.role", ClaimGovernance, "An event came from a user who had no right to append: the entry is forged, or the appliance let it in wrongly."},
+
+	{"receipt.format", ClaimReceipts, "The receipt cannot be read: it was damaged, or is none."},
+	{"receipt.signature", ClaimReceipts, "The receipt was not signed by the log's key: it is forged, or of another log."},
+	{"receipt.proof", ClaimReceipts, "The receipt's entry is not in the tree that it names: the receipt was changed."},
+	{"receipt.entry", ClaimReceipts, "The log holds another entry where the receipt proves one: the log was rewritten after the receipt was given."},
+	{"receipt.tree", ClaimReceipts, "The log's tree is not the one that the receipt was given under: the log was rewritten, or shows different histories to different people."},
+}
+
+var ruleByName = func() map[string]Rule {
+	m := make(map[string]Rule, len(rules))
+	for _, r := range rules {
+		m[r.Name] = r
+	}
+	return m
+}()

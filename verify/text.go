@@ -1,0 +1,133 @@
+package verify
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// WriteText prints the report for people.
+func (rep *Report) WriteText(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\n", strings.ToUpper(string(rep.Verdict)))
+	rep.writeHead(&b)
+	b.WriteByte('\n')
+	rep.writeClaims(&b)
+	rep.writeFindings(&b)
+	section(&b, "Missing", rep.Missing)
+	rep.writeReceipts(&b)
+	section(&b, "Remarks", rep.Remarks)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (rep *Report) writeHead(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	defer t.Flush()
+	row := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	if rep.Log == "" {
+		return
+	}
+	row("log", "%s", rep.Log)
+	row("entries", "%d%s", rep.Size, rep.kinds())
+	row("root", "%s", rep.Root)
+	if rep.Genesis != "" {
+		trust := "not pinned by a policy"
+		if rep.Governance.Trusted {
+			trust = "as the policy pins it"
+		}
+		row("genesis", "%s (%s)", rep.Genesis, trust)
+		officers := "none appointed"
+		if len(rep.Governance.Officers) > 0 {
+			officers = strings.Join(rep.Governance.Officers, ", ")
+		}
+		row("officers", "%s", officers)
+		row("roles", "%s", strings.Join(rep.Governance.Roles, "; "))
+	}
+	switch u := rep.Unanchored; {
+	case u == nil:
+		row("unanchored", "nothing")
+	case u.From == 0:
+		row("unanchored", "every entry: no seal and no receipt vouches for what the appliance's storage says")
+	default:
+		row("unanchored", "entries %d to %d: behind the last seal or receipt", u.From, u.To-1)
+	}
+}
+
+func (rep *Report) kinds() string {
+	var parts []string
+	for _, kind := range slices.Sorted(maps.Keys(rep.Entries)) {
+		parts = append(parts, fmt.Sprintf("%d %s", rep.Entries[kind], kind))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
+}
+
+func (rep *Report) writeClaims(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	defer t.Flush()
+	fmt.Fprintln(t, "CLAIM\tSTATUS\tENTRIES\tWHY")
+	for _, c := range rep.Claims {
+		covered := "-"
+		if c.To > c.From {
+			covered = fmt.Sprintf("%d to %d", c.From, c.To-1)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", c.Name, c.Status, covered, c.Why)
+	}
+}
+
+func (rep *Report) writeFindings(w io.Writer) {
+	if len(rep.Findings) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nFindings")
+	for _, f := range rep.Findings {
+		where := f.File
+		if f.Index != nil {
+			where = fmt.Sprintf("entry %d", *f.Index)
+			if f.File != "" {
+				where += ", " + f.File
+			}
+		}
+		if where != "" {
+			where = " (" + where + ")"
+		}
+		fmt.Fprintf(w, "  %s%s\n    %s\n    expected: %s\n    found:    %s\n", f.Rule, where, f.Meaning, f.Expected, f.Found)
+	}
+	if rep.Omitted > 0 {
+		fmt.Fprintf(w, "  and %d more\n", rep.Omitted)
+	}
+}
+
+func (rep *Report) writeReceipts(w io.Writer) {
+	if len(rep.Receipts) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nReceipts")
+	for _, res := range rep.Receipts {
+		why := ""
+		if res.Why != "" {
+			why = ": " + res.Why
+		}
+		if res.Index != nil {
+			fmt.Fprintf(w, "  %s, entry %d: %s%s\n", res.Name, *res.Index, res.Status, why)
+		} else {
+			fmt.Fprintf(w, "  %s: %s%s\n", res.Name, res.Status, why)
+		}
+	}
+}
+
+func section(w io.Writer, title string, lines []string) {
+	if len(lines) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s\n", title)
+	for _, l := range lines {
+		fmt.Fprintf(w, "  %s\n", l)
+	}
+}
