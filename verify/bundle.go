@@ -20,6 +20,7 @@ type bundle struct {
 	gone  []string      // files that are missing
 	items []item        // what the fold needs to see, in order
 	kinds map[record.Kind]uint64
+	timed uint64       // entries with an estimate of UTC
 	tree  *record.Tree // over the leaves; nil when an entry is not there
 }
 
@@ -315,6 +316,9 @@ func (b *bundle) parse(origin string) {
 		}
 		s.parsed, s.prev = true, e.Prev
 		b.kinds[e.Kind]++
+		if e.Stamp.HasEstimate {
+			b.timed++
+		}
 		s.fault = checkEntry(e, b.first+uint64(i), origin)
 		if before == nil || e.Kind != record.KindEvent || e.Stamp != before.Stamp || !sameUser(e, before) {
 			b.items = append(b.items, item{i, keep(e)})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sync/errgroup"
@@ -13,17 +14,16 @@ import (
 
 // chain is what the judging of entries in order carries along.
 type chain struct {
+	at      uint64                 // entries judged
 	prev    record.Hash            // leaf hash of the entry before
 	known   bool                   // prev is certain
 	tree    record.Tree            // over the roots of complete bundles: the log's tree above level 8
-	last    record.Tree            // over the leaves of the bundle that is not complete
+	stored  []record.Hash          // of tree, in the order of tlog.StoredHashIndex: a quarter byte an entry
+	hashes  [tileWidth]record.Hash // leaf hashes of the bundle that is not complete
 	levels  [tileLevels]upper      // tiles above level 0 under way
 	unknown bool                   // some leaf's hash could not be found out: no root can be computed
-	scratch []record.Hash          // of tree.Append
-	hashes  [tileWidth]record.Hash // leaf hashes of the bundle being judged
 	missing int                    // files found missing
 	lost    bool                   // reading was given up
-	at      uint64                 // entries judged
 }
 
 // upper collects the hashes of one tile above level 0.
@@ -119,20 +119,20 @@ func (r *run) judgeBundle(ctx context.Context, b, next *bundle) error {
 		changed = changed || hash != b.slots[i].leaf
 		r.chain.prev, r.chain.known = hash, known
 		r.chain.unknown = r.chain.unknown || !known
-		for len(items) > 0 && items[0].slot <= i {
-			if intact {
-				r.fold.see(items[0].entry, hash)
-			}
-			items = items[1:]
-		}
+		r.chain.at = b.first + uint64(i) + 1
 		if !intact {
 			r.fold.stop(b.first + uint64(i))
+		}
+		for ; len(items) > 0 && items[0].slot <= i; items = items[1:] {
+			if err := r.fold.see(ctx, items[0].entry, hash); err != nil {
+				return err
+			}
 		}
 	}
 	for kind, n := range b.kinds {
 		r.report.Entries[string(kind)] += n
 	}
-	r.chain.at = b.first + uint64(len(b.slots))
+	r.fold.estimated += b.timed
 	if err := r.grow(ctx, b, changed); err != nil {
 		return err
 	}
@@ -211,23 +211,10 @@ func (r *run) judgeEntry(s *slot, index uint64) bool {
 
 // leadsToRoot reports whether the head's root follows when the log's last entry, in slot i, has the given hash.
 func (r *run) leadsToRoot(i int, leaf record.Hash) bool {
-	last := treeOf(r.chain.hashes[:i])
-	last.Append(nil, leaf)
-	root, err := rootOf(r.chain.tree.Clone(), last)
-	return err == nil && !r.chain.unknown && root == r.head.Root
-}
-
-// rootOf is the root of a log of which tree is over its complete bundles' roots and last over the leaves behind them.
-func rootOf(tree, last *record.Tree) (record.Hash, error) {
-	if last.Size() == tileWidth {
-		tree.Append(nil, last.Root())
-		last = &record.Tree{}
+	if r.chain.unknown {
+		return false
 	}
-	all, err := record.NewTree(tree.Size()*tileWidth+last.Size(), append(tree.Edge(), last.Edge()...))
-	if err != nil {
-		return record.Hash{}, err
-	}
-	return all.Root(), nil
+	return joined(&r.chain.tree, append(slices.Clone(r.chain.hashes[:i]), leaf)) == r.head.Root
 }
 
 // grow extends the tree by a judged bundle, and judges the tiles that it completes.
@@ -239,11 +226,10 @@ func (r *run) grow(ctx context.Context, b *bundle, changed bool) error {
 		b.tree = treeOf(r.chain.hashes[:len(b.slots)])
 	}
 	if b.tree.Size() < tileWidth {
-		r.chain.last = *b.tree
 		return nil
 	}
 	root := b.tree.Root()
-	r.chain.scratch = r.chain.tree.Append(r.chain.scratch[:0], root)
+	r.chain.stored = r.chain.tree.Append(r.chain.stored, root)
 	for level := 1; ; level++ {
 		u := &r.chain.levels[level]
 		if u.hashes = append(u.hashes, root); len(u.hashes) < tileWidth {
@@ -255,15 +241,6 @@ func (r *run) grow(ctx context.Context, b *bundle, changed bool) error {
 		root = treeOf(u.hashes).Root()
 		u.hashes, u.number = u.hashes[:0], u.number+1
 	}
-}
-
-func treeOf(leaves []record.Hash) *record.Tree {
-	t := &record.Tree{}
-	var scratch []record.Hash
-	for _, h := range leaves {
-		scratch = t.Append(scratch[:0], h)
-	}
-	return t
 }
 
 // judgeEdge judges the tiles above level 0 that the log leaves incomplete.
@@ -314,17 +291,15 @@ func (r *run) gone(name string, first uint64) {
 }
 
 // judgeRoot compares the tree that the entries make with the root that the head states.
-func (r *run) judgeRoot() {
-	if r.chain.unknown || r.chain.at != r.head.Size {
+func (r *run) judgeRoot(ctx context.Context) error {
+	root, ok, err := r.rootAt(ctx, r.head.Size)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
 		r.miss("not every entry's hash could be found out", ClaimTree)
-		return
-	}
-	root, err := rootOf(&r.chain.tree, &r.chain.last)
-	if err != nil {
-		r.miss(err.Error(), ClaimTree)
-		return
-	}
-	if root != r.head.Root {
+	case root != r.head.Root:
 		r.find(Finding{Rule: "tree.root", Expected: base64Hash(r.head.Root), Found: base64Hash(root)})
 	}
+	return nil
 }

@@ -84,8 +84,10 @@ type builder struct {
 func newBuilder(t testing.TB) *builder {
 	b := &builder{t: t, origin: origin, keys: []crypto.Signer{testKey(t, 1), testEd25519(1)}, tree: &record.Tree{}}
 	b.stamp = clock.Stamp{Sys: 1795398000123456789, Epoch: 1, State: clock.Unknown}
+	policy := clock.DefaultPolicy()
+	policy.Mode = clock.Mark
 	b.genesis = &ceremony.Genesis{
-		Clock: clock.DefaultPolicy(), Origin: origin, Software: "test",
+		Clock: policy, Origin: origin, Software: "test",
 		Roles: []ceremony.Role{{Name: ceremony.Producer, UIDs: []uint32{1000, 1001}}},
 	}
 	return b

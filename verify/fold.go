@@ -1,11 +1,14 @@
 package verify
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"slices"
 
+	"bulla/attest"
 	"bulla/ceremony"
+	"bulla/clock"
 	"bulla/record"
 )
 
@@ -16,25 +19,63 @@ type fold struct {
 	known   bool   // the genesis was read
 	stopped bool   // an entry could not be read: what comes after cannot be followed
 	sealed  uint64 // entries that checked seals cover
+
+	replay *attest.Replay // of the seals; nil until the genesis has enrolled a TPM
+	seals  uint64         // seen
+	head   headAt         // what replay asks for
+
+	clock     clock.Checker
+	estimated uint64 // entries with an estimate of UTC
 }
 
 func (f *fold) init(r *run) { f.r = r }
 
 // see takes the next entry that is not like the one before.
-func (f *fold) see(e *record.Entry, leaf record.Hash) {
+func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error {
 	if f.stopped || e.Index < f.state.Next || e.Log != f.r.head.Origin {
-		return // the chain's rules have reported it
+		return nil // the chain's rules have reported it
 	}
 	if !f.known && e.Index > 0 {
-		return
+		return nil
 	}
 	f.state = f.state.Skip(e.Index - f.state.Next)
 	if ceremony.Governs(e.Kind) {
 		f.govern(e, leaf)
-		return
 	}
+	f.time(e)
 	if e.Kind == record.KindEvent && e.Producer != nil {
 		f.role(e)
+	}
+	if e.Kind == record.KindSeal {
+		return f.seal(ctx, e)
+	}
+	return nil
+}
+
+// time checks an entry's stamp against the rounds of measurement before it, and a record of the clock against its samples.
+func (f *fold) time(e *record.Entry) {
+	var policy *clock.Policy // events are taken only as it permits
+	if e.Kind == record.KindEvent {
+		policy = &f.state.Policy.Clock
+	}
+	found := f.clock.Stamp(e.Stamp, policy)
+	if e.Kind == record.KindClock {
+		var evidence clock.Evidence
+		if err := record.UnmarshalCanonical(e.Body, &evidence); err != nil {
+			f.r.find(Finding{Rule: "entry.body", Index: at(e.Index), Expected: "a body of kind clock", Found: fmt.Sprintf("%.300s", err.Error())})
+			return
+		}
+		found = append(found, f.clock.Evidence(&evidence)...)
+		if used, ok := f.clock.Policy(); ok && used != f.state.Policy.Clock {
+			found = append(found, clock.Finding{Rule: clock.RulePolicy, Field: "policy", Expected: fmt.Sprintf("%+v", f.state.Policy.Clock), Found: fmt.Sprintf("%+v", used)})
+		}
+	}
+	for _, x := range found {
+		field := ""
+		if x.Field != "" {
+			field = x.Field + " "
+		}
+		f.r.find(Finding{Rule: timeRule(x.Rule), Index: at(e.Index), Expected: field + x.Expected, Found: fmt.Sprintf("%.300s", x.Found)})
 	}
 }
 
@@ -53,6 +94,7 @@ func (f *fold) govern(e *record.Entry, leaf record.Hash) {
 	}
 	if e.Index == 0 {
 		f.known = true
+		f.enrol()
 		f.r.report.Genesis = hex.EncodeToString(leaf[:])
 		if want, ok := f.r.policy.genesis(e.Log); ok && want != leaf {
 			f.r.find(Finding{Rule: "genesis.fingerprint", Index: at(0), Expected: hex.EncodeToString(want[:]), Found: hex.EncodeToString(leaf[:])})
@@ -125,7 +167,12 @@ func (f *fold) summarize() {
 	case !pinned:
 		r.miss(fmt.Sprintf("the policy has no genesis of log %q", r.head.Origin), ClaimGovernance)
 	}
-	r.miss("this version does not check it", ClaimTime, ClaimSeals, ClaimRollback)
+	if total := r.chain.at; f.estimated == 0 {
+		r.miss("no entry has an estimate of UTC: their times are the machine's own word", ClaimTime)
+	} else if f.estimated < total {
+		r.remark("%d of %d entries have no estimate of UTC: their times are the machine's own word", total-f.estimated, total)
+	}
+	f.summarizeSeals()
 	r.miss("no earlier export or checkpoint was given", ClaimContinuity)
 	if len(r.opt.Receipts) == 0 {
 		r.miss("no receipt was given", ClaimReceipts)

@@ -3,66 +3,12 @@ package verify
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/record"
 )
-
-// stored reads tree hashes from the evidence's tiles: a tlog.HashReader. The tiles have been compared with the entries before.
-type stored struct {
-	ctx   context.Context
-	src   Source
-	size  uint64
-	tiles map[string][]byte
-}
-
-func (r *run) stored(ctx context.Context) *stored {
-	return &stored{ctx: ctx, src: r.src, size: r.head.Size, tiles: map[string][]byte{}}
-}
-
-// ReadHashes implements tlog.HashReader.
-func (s *stored) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
-	out := make([]tlog.Hash, len(indexes))
-	for i, index := range indexes {
-		t := tlog.TileForIndex(8, index)
-		t.W = tileOf(t.L, uint64(t.N)*tileWidth, s.size).W
-		name := TilePath(t)
-		data, ok := s.tiles[name]
-		if !ok {
-			var err error
-			if data, ok, err = read(s.ctx, s.src, name, tileWidth*tlog.HashSize); err != nil {
-				return nil, err
-			} else if !ok {
-				return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
-			}
-			s.tiles[name] = data
-		}
-		var err error
-		if out[i], err = tlog.HashFromTile(t, data, index); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// root is the tree's root when it had n entries, n at most the head's size.
-func (s *stored) root(n uint64) (record.Hash, error) {
-	h, err := tlog.TreeHash(int64(n), s)
-	return h, err
-}
-
-// leaf is the leaf hash of an entry.
-func (s *stored) leaf(index uint64) (record.Hash, error) {
-	h, err := s.ReadHashes([]int64{tlog.StoredHashIndex(0, int64(index))})
-	if err != nil {
-		return record.Hash{}, err
-	}
-	return h[0], nil
-}
 
 // judgeReceipts checks every receipt by itself and against the log.
 func (r *run) judgeReceipts(ctx context.Context) error {
@@ -123,11 +69,11 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		res.Why = "no key of the log is known"
 		return res, nil
 	}
-	s := r.stored(ctx)
 	leaf := p.leaf
 	if !p.hasEntry && p.index < r.head.Size { // a tlog-proof does not carry its entry: it proves the log's
-		if leaf, err = s.leaf(p.index); err != nil {
-			return missing(res, err)
+		var ok bool
+		if leaf, ok, err = r.leafAt(ctx, p.index); err != nil || !ok {
+			return unknown(res, err)
 		}
 	} else if !p.hasEntry {
 		res.Why = fmt.Sprintf("the log ends at entry %d, before the receipt's", r.head.Size)
@@ -146,9 +92,9 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		return res, nil
 	}
 	if p.hasEntry {
-		in, err := s.leaf(p.index)
-		if err != nil {
-			return missing(res, err)
+		in, ok, err := r.leafAt(ctx, p.index)
+		if err != nil || !ok {
+			return unknown(res, err)
 		}
 		if in != leaf {
 			return violated("receipt.entry", "leaf hash "+base64Hash(leaf), "leaf hash "+base64Hash(in))
@@ -158,9 +104,9 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		res.Why = fmt.Sprintf("the entry is in the log, but the receipt is under a tree of %d entries, and the log ends at %d", head.Size, r.head.Size)
 		return res, nil
 	}
-	root, err := s.root(head.Size)
-	if err != nil {
-		return missing(res, err)
+	root, ok, err := r.rootAt(ctx, head.Size)
+	if err != nil || !ok {
+		return unknown(res, err)
 	}
 	if root != head.Root {
 		return violated("receipt.tree", "root "+base64Hash(head.Root)+fmt.Sprintf(" at size %d", head.Size), "root "+base64Hash(root))
@@ -173,14 +119,10 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	return res, nil
 }
 
-// missing says that a receipt cannot be compared for want of a tile; other errors are about reading.
-func missing(res ReceiptResult, err error) (ReceiptResult, error) {
-	var path *fs.PathError
-	if errors.As(err, &path) && !errors.Is(err, fs.ErrNotExist) {
-		return res, err
-	}
-	res.Why = err.Error()
-	return res, nil
+// unknown says that a receipt cannot be compared; err is about reading.
+func unknown(res ReceiptResult, err error) (ReceiptResult, error) {
+	res.Why = "the log's hashes at that place could not be found out"
+	return res, err
 }
 
 // proof is a receipt in either form.

@@ -1,6 +1,11 @@
 package verify
 
-import "slices"
+import (
+	"slices"
+	"strings"
+
+	"bulla/attest"
+)
 
 // Rule is something that evidence can violate. Names are stable: reports, vectors and other implementations refer to them.
 type Rule struct {
@@ -12,7 +17,9 @@ type Rule struct {
 // Rules returns every rule, in the order of the claims.
 func Rules() []Rule { return slices.Clone(rules) }
 
-var rules = []Rule{
+var rules = append(ownRules, sealRules()...)
+
+var ownRules = []Rule{
 	{"checkpoint.format", ClaimBytes, "The checkpoint is not a signed note of three lines: it was damaged or made by something else."},
 	{"bundle.format", ClaimBytes, "A bundle cannot be split into entries: it was damaged, cut or replaced."},
 	{"bundle.length", ClaimBytes, "The length in front of an entry was changed; the entry itself is intact."},
@@ -42,12 +49,23 @@ var rules = []Rule{
 	{"governance.unauthorised", ClaimGovernance, "Something about who governs the log was changed without the approvals that it needs."},
 	{"governance.role", ClaimGovernance, "An event came from a user who had no right to append: the entry is forged, or the appliance let it in wrongly."},
 
+	{"time.evidence", ClaimTime, "A record of the clock is malformed, or comes before any start of the clock: it was not made by the log's software."},
+	{"time.order", ClaimTime, "Rounds of measurement or epochs of the clock are not in order: records of the clock were moved, removed or forged."},
+	{"time.round", ClaimTime, "What a round of measurement claims does not follow from its samples: its offset or bound is made up."},
+	{"time.state", ClaimTime, "A change of the clock's state does not follow from what came before: it was invented, or a record of the clock was removed."},
+	{"time.missing", ClaimTime, "The entry names a round of measurement that is not before it in the log: its time rests on nothing."},
+	{"time.stamp", ClaimTime, "The entry's offset, bound or state does not follow from the round that it names: its time was changed."},
+	{"time.policy", ClaimTime, "Events were taken, or the clock was judged, by another policy on time than the one that governs the log."},
+
 	{"receipt.format", ClaimReceipts, "The receipt cannot be read: it was damaged, or is none."},
 	{"receipt.signature", ClaimReceipts, "The receipt was not signed by the log's key: it is forged, or of another log."},
 	{"receipt.proof", ClaimReceipts, "The receipt's entry is not in the tree that it names: the receipt was changed."},
 	{"receipt.entry", ClaimReceipts, "The log holds another entry where the receipt proves one: the log was rewritten after the receipt was given."},
 	{"receipt.tree", ClaimReceipts, "The log's tree is not the one that the receipt was given under: the log was rewritten, or shows different histories to different people."},
 }
+
+// timeRule is the name here of a rule of package clock.
+func timeRule(name string) string { return "time." + strings.TrimPrefix(name, "clock-") }
 
 var ruleByName = func() map[string]Rule {
 	m := make(map[string]Rule, len(rules))
@@ -56,3 +74,18 @@ var ruleByName = func() map[string]Rule {
 	}
 	return m
 }()
+
+// sealRules are the rules of package attest. Those about the order of seals speak of rollback.
+func sealRules() []Rule {
+	var out []Rule
+	for name, meaning := range attest.Rules {
+		claim := ClaimSeals
+		switch name {
+		case attest.RuleClock, attest.RuleCounterGrow, attest.RuleCounterBoot, attest.RuleHeadOrder, attest.RulePCRReplay:
+			claim = ClaimRollback
+		}
+		out = append(out, Rule{string(name), claim, strings.ToUpper(meaning[:1]) + meaning[1:] + "."})
+	}
+	slices.SortFunc(out, func(a, b Rule) int { return strings.Compare(a.Claim+a.Name, b.Claim+b.Name) })
+	return out
+}

@@ -13,6 +13,8 @@
 //	chain.go    judging them one after the other: links, tree, and which of two witnesses of a hash is wrong
 //	fold.go     what only the order of entries shows: governance, time, seals
 //	head.go     the checkpoint: format and signatures
+//	seals.go    what the TPM attested
+//	history.go  roots and leaf hashes of earlier sizes, as they were judged
 //	receipts.go receipts held outside the log; rest.go files that the head does not need
 //
 // There are three answers. A log is tampered when something in it contradicts something else or the policy. It is verified when
@@ -58,7 +60,9 @@ func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report,
 			return nil, err
 		}
 		// 3. The tree that the entries make is the one that the head signs.
-		r.judgeRoot()
+		if err := r.judgeRoot(ctx); err != nil {
+			return nil, err
+		}
 
 		// 4. The head is signed by the keys that the policy pins, and by those that govern the log at its end.
 		r.judgeSignatures()

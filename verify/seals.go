@@ -1,0 +1,91 @@
+package verify
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+
+	"bulla/attest"
+	"bulla/record"
+)
+
+// headAt answers the question of a seal's replay for the log's head at a size.
+type headAt struct {
+	r       *run
+	ctx     context.Context // of the entry being seen
+	unknown bool            // a head could not be made, for want of hashes
+	err     error
+}
+
+// hash is the hash of the checkpoint's text at a size.
+func (h *headAt) hash(size uint64) (record.Hash, bool) {
+	if size >= h.r.chain.at { // the seal's own entry is judged already, and cannot be sealed by itself
+		return record.Hash{}, false
+	}
+	root, ok, err := h.r.rootAt(h.ctx, size)
+	if err != nil || !ok {
+		h.err, h.unknown = err, true
+		return record.Hash{}, false
+	}
+	return sha256.Sum256([]byte(record.Checkpoint{Origin: h.r.head.Origin, Size: size, Root: root}.Text())), true
+}
+
+// enrol begins the replay of seals at the enrolment that the genesis names.
+func (f *fold) enrol() {
+	tpm := f.state.Policy.TPM
+	if tpm == nil {
+		return
+	}
+	f.head = headAt{r: f.r}
+	replay, err := attest.NewReplay(*tpm, f.r.head.Origin, f.head.hash)
+	if err != nil {
+		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(0), Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
+		return
+	}
+	f.replay = replay
+}
+
+// seal checks an entry of kind seal.
+func (f *fold) seal(ctx context.Context, e *record.Entry) error {
+	f.seals++
+	if f.replay == nil {
+		if f.state.Policy.TPM == nil {
+			f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(e.Index), Expected: "no seal: the log has no TPM enrolled", Found: "a seal"})
+		}
+		return nil
+	}
+	f.head.ctx, f.head.unknown = ctx, false
+	found := f.replay.Next(e.Body)
+	if f.head.err != nil {
+		return f.head.err
+	}
+	good := true
+	for _, x := range found {
+		if x.Rule == attest.RuleHead && f.head.unknown {
+			f.r.miss(fmt.Sprintf("the head that the seal in entry %d names cannot be computed", e.Index), ClaimSeals)
+		} else {
+			f.r.find(Finding{Rule: string(x.Rule), Index: at(e.Index), Expected: fmt.Sprintf("%.300s", x.Expected), Found: fmt.Sprintf("%.300s", x.Found)})
+		}
+		good = false
+	}
+	if good {
+		f.sealed, _ = f.replay.Sealed()
+		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
+	}
+	return nil
+}
+
+// summarizeSeals settles the claims that rest on seals.
+func (f *fold) summarizeSeals() {
+	switch {
+	case f.known && f.state.Policy.TPM == nil:
+		f.r.miss("the log has no TPM enrolled", ClaimSeals, ClaimRollback)
+	case f.seals == 0:
+		f.r.miss("the log holds no seal", ClaimSeals, ClaimRollback)
+	case f.sealed == 0:
+		f.r.miss("no seal of the log holds", ClaimSeals, ClaimRollback)
+	default:
+		f.r.remark("seals: the attestation key is trusted because the genesis names it; its certificate was not checked against a manufacturer's")
+		f.r.remark("rollback: judged within this evidence; an older copy of the whole log can be told only by a receipt, an earlier export or a challenge")
+	}
+}
