@@ -38,12 +38,11 @@ var (
 
 // SealerConfig is what a sealer works with.
 type SealerConfig struct {
-	Path      string // the sealer's durable file
-	TPM       attest.TPM
-	Logs      []*Ledger // every log of the daemon
-	Policy    ceremony.SealPolicy
-	Enrolment attest.Enrolment // the genesis's of the oldest log
-	Software  attest.Software  // the daemon's claim about itself
+	Path     string     // the sealer's durable file
+	TPM      attest.TPM // attached to the enrolment that Enrolled returns
+	Logs     []*Ledger  // every log of the daemon
+	Policy   ceremony.SealPolicy
+	Software attest.Software // the daemon's claim about itself
 }
 
 // Sealer has the machine's TPM attest the heads of all logs of the daemon, as DESIGN section 7 in docs/formats.md describes. There is
@@ -272,11 +271,15 @@ func (s *Sealer) seal(ctx context.Context, reason string, nonce []byte) (uint64,
 	}
 	heads := s.heads()
 	// 2. The counter's value, certified together with the heads.
-	a, err := s.cfg.TPM.CertifyCounter(ctx, attest.HeadsHash(heads))
+	digest, err := attest.HeadsHash(heads)
+	if err != nil {
+		return 0, err
+	}
+	a, err := s.cfg.TPM.CertifyCounter(ctx, digest)
 	if err != nil {
 		return 0, fmt.Errorf("certifying the counter: %w", err)
 	}
-	before, err := s.cfg.TPM.PCR(ctx, s.cfg.Enrolment.PCR)
+	before, err := s.cfg.TPM.PCR(ctx, s.state.Enrolment.PCR)
 	if err != nil {
 		return 0, fmt.Errorf("reading the seal PCR: %w", err)
 	}
@@ -304,10 +307,10 @@ func (s *Sealer) seal(ctx context.Context, reason string, nonce []byte) (uint64,
 func (s *Sealer) statement(heads []attest.Head, a attest.Signed, before record.Hash, reason string, nonce []byte) ([]byte, error) {
 	last := s.last()
 	st := attest.Statement{
-		Counter:   attest.StatementCounter{Attest: sha256.Sum256(a.Attest), Name: s.cfg.Enrolment.Counter.Name},
+		Counter:   attest.StatementCounter{Attest: sha256.Sum256(a.Attest), Name: s.state.Enrolment.Counter.Name},
 		Logs:      heads,
 		Number:    last.Number + 1,
-		PCR:       attest.StatementPCR{Before: before, Index: s.cfg.Enrolment.PCR},
+		PCR:       attest.StatementPCR{Before: before, Index: s.state.Enrolment.PCR},
 		Previous:  last.Quote,
 		Reason:    reason,
 		Software:  s.cfg.Software,
@@ -504,7 +507,7 @@ func (s *Sealer) judge(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the TPM's clock: %w", err)
 	}
-	pcr, err := s.cfg.TPM.PCR(ctx, s.cfg.Enrolment.PCR)
+	pcr, err := s.cfg.TPM.PCR(ctx, s.state.Enrolment.PCR)
 	if err != nil {
 		return fmt.Errorf("reading the seal PCR: %w", err)
 	}
@@ -513,7 +516,7 @@ func (s *Sealer) judge(ctx context.Context) error {
 		return fmt.Errorf("%w: the TPM's counter is at %d, the last seal in the logs has %d", ErrRollback, value, last.Counter)
 	case s.state.Last == nil:
 	case clock.ResetCount == last.Resets && pcr != last.PCR:
-		return fmt.Errorf("%w: PCR %d is not as the last seal in the logs left it", ErrRollback, s.cfg.Enrolment.PCR)
+		return fmt.Errorf("%w: PCR %d is not as the last seal in the logs left it", ErrRollback, s.state.Enrolment.PCR)
 	case clock.ResetCount == last.Resets && clock.Clock < last.Clock:
 		return fmt.Errorf("%w: the TPM's clock is at %d ms, the last seal in the logs has %d", ErrRollback, clock.Clock, last.Clock)
 	}
@@ -525,7 +528,7 @@ func (s *Sealer) last() lastSeal {
 	if s.state.Last != nil {
 		return *s.state.Last
 	}
-	e := s.cfg.Enrolment
+	e := s.state.Enrolment
 	return lastSeal{Counter: e.Counter.Value, Number: e.Seal, PCR: e.Base, Quote: e.Previous}
 }
 
