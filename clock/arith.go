@@ -52,7 +52,12 @@ func abs(a int64) int64 {
 func half(a int64) int64 { return a/2 + a%2 }
 
 // middle is (a+b)/2 without overflow, rounded towards zero.
-func middle(a, b int64) int64 { return a/2 + b/2 + (a%2+b%2)/2 }
+func middle(a, b int64) int64 {
+	if a < 0 != (b < 0) {
+		return (a + b) / 2
+	}
+	return a/2 + b/2 + (a%2+b%2)/2
+}
 
 // drifted is x*ppb/1e9, rounded towards zero: how far a clock that runs off by ppb gets in x ns.
 func drifted(x, ppb int64) int64 {
