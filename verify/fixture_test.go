@@ -79,6 +79,7 @@ type builder struct {
 	prev    record.Hash
 	stamp   clock.Stamp
 	genesis *ceremony.Genesis
+	machine *machine // nil: stamps without an estimate
 }
 
 func newBuilder(t testing.TB) *builder {
@@ -121,13 +122,27 @@ func (b *builder) begin() *builder {
 
 // entry makes the next entry without appending it.
 func (b *builder) entry(kind record.Kind, producer *record.Producer, body []byte) *record.Entry {
-	b.stamp.Sys++
+	if b.stamp.Sys++; b.machine != nil {
+		b.stamp = b.machine.now()
+	}
 	return &record.Entry{Index: b.tree.Size(), Kind: kind, Log: b.origin, Prev: b.prev, Producer: producer, Stamp: b.stamp, Body: body}
 }
 
 func (b *builder) add(kind record.Kind, producer *record.Producer, body []byte) {
 	b.t.Helper()
 	raw, err := b.entry(kind, producer, body).Append(nil)
+	b.must(err)
+	b.addRaw(raw)
+}
+
+// event makes an event without appending it.
+func (b *builder) event() *record.Entry {
+	return b.entry(record.KindEvent, &record.Producer{UID: 1000, GID: 1000}, []byte(`{"type":"a"}`))
+}
+
+func (b *builder) append(e *record.Entry) {
+	b.t.Helper()
+	raw, err := e.Append(nil)
 	b.must(err)
 	b.addRaw(raw)
 }
@@ -146,13 +161,6 @@ func (b *builder) events(n int) *builder {
 		b.add(record.KindEvent, &record.Producer{UID: 1000, GID: 1000, PID: 7}, fmt.Appendf(nil, `{"data":{"line":"number %d"},"type":"test.event"}`, b.tree.Size()))
 	}
 	return b
-}
-
-func (b *builder) system(event string) {
-	b.t.Helper()
-	body, err := record.MarshalCanonical(&record.System{Event: event})
-	b.must(err)
-	b.add(record.KindSystem, nil, body)
 }
 
 func (b *builder) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
@@ -267,4 +275,15 @@ func want(t testing.TB, rep *verify.Report, verdict verify.Verdict, findings ...
 	if rep.Verdict != verdict || !slices.Equal(got, findings) {
 		t.Errorf("verdict %q with findings %v, want %q with %v\n%s", rep.Verdict, got, verdict, findings, text(t, rep))
 	}
+}
+
+func claim(t testing.TB, rep *verify.Report, name string) verify.Claim {
+	t.Helper()
+	for _, c := range rep.Claims {
+		if c.Name == name {
+			return c
+		}
+	}
+	t.Fatalf("the report has no claim %s", name)
+	return verify.Claim{}
 }
