@@ -20,6 +20,8 @@ import (
 // tool runs pkcs11-tool, another process with the same token.
 func tool(t testing.TB, label string, args ...string) {
 	t.Helper()
+	files.Lock()
+	defer files.Unlock()
 	run(t, "pkcs11-tool", append([]string{"--module", softHSM, "--token-label", label, "--login", "--pin", userPIN}, args...)...)
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"bulla/hsm"
@@ -51,12 +52,17 @@ func configureSoftHSM(dir string) error {
 	return os.Setenv("SOFTHSM2_CONF", conf)
 }
 
+// files is held while token files change in another process, or SoftHSM is initialised: it misses a token whose files change just then.
+var files sync.Mutex
+
 // newToken makes a token with a random label.
 func newToken(t testing.TB) (label string) {
 	t.Helper()
 	name := make([]byte, 8)
 	rand.Read(name)
 	label = "test-" + hex.EncodeToString(name)
+	files.Lock()
+	defer files.Unlock()
 	run(t, "softhsm2-util", "--init-token", "--free", "--label", label, "--so-pin", soPIN, "--pin", userPIN)
 	return label
 }
@@ -97,7 +103,10 @@ func open(t testing.TB) *hsm.Token {
 
 func openAs(t testing.TB, cfg hsm.TokenConfig) *hsm.Token {
 	t.Helper()
-	tok, err := load(t, hsm.ModuleConfig{Path: softHSM}).Token(t.Context(), cfg)
+	m := load(t, hsm.ModuleConfig{Path: softHSM})
+	files.Lock()
+	tok, err := m.Token(t.Context(), cfg)
+	files.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}

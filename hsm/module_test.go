@@ -47,6 +47,9 @@ func TestLoad(t *testing.T) {
 
 func TestTokenIsTheOneThatMatches(t *testing.T) {
 	t.Parallel()
+	if !isolated(t) {
+		return
+	}
 	label := newToken(t)
 	m := load(t, hsm.ModuleConfig{Path: softHSM})
 	with := func(c hsm.TokenConfig) hsm.TokenConfig { c.PIN = pin(userPIN); return c }

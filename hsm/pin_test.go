@@ -128,6 +128,9 @@ func TestPINIsZeroed(t *testing.T) {
 
 func TestPINSourceFails(t *testing.T) {
 	t.Parallel()
+	if !isolated(t) {
+		return
+	}
 	m := load(t, hsm.ModuleConfig{Path: softHSM})
 	label := newToken(t)
 	broken := errors.New("no file")

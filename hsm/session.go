@@ -82,13 +82,16 @@ func (s *session) doubtful(cause error) error {
 	return unavailable(cause)
 }
 
-// absent decides what it means that an object is not to be seen: nobody is logged in, the token is away, or cause.
+// absent decides what it means that an object is not to be seen: nobody was logged in when it was looked for, the token is away, or cause.
 func (s *session) absent(cause error) error {
+	s.t.login.Lock() // not amid another session's login
 	in, err := s.isLoggedIn()
+	since := s.t.epoch.Load()
+	s.t.login.Unlock()
 	if err != nil {
 		return err
 	}
-	if !in {
+	if !in || since != s.epoch {
 		return &Error{Call: "C_FindObjects", Code: pkcs11.CKR_USER_NOT_LOGGED_IN}
 	}
 	if err := s.t.present(); err != nil {

@@ -114,14 +114,7 @@ func (m *Module) openToken(ctx context.Context, cfg TokenConfig) (*Token, error)
 		cfg.Timeout = defaultTimeout
 	}
 	t := &Token{module: m, cfg: cfg, jobs: make(chan *job), closing: make(chan struct{})}
-	err := t.register(ctx)
-	if errors.Is(err, ErrNoToken) {
-		// Some libraries see a token made since C_Initialize only after another.
-		if err = m.restart(); err == nil {
-			err = t.register(ctx)
-		}
-	}
-	if err != nil {
+	if err := t.search(ctx); err != nil {
 		return nil, err
 	}
 	for _, w := range t.workers {
@@ -133,6 +126,30 @@ func (m *Module) openToken(ctx context.Context, cfg TokenConfig) (*Token, error)
 	}
 	t.setReady()
 	return t, nil
+}
+
+// search registers t. Some libraries see a token made since C_Initialize only after another; for that, calls in flight, such as the
+// making of an RSA key, are waited for.
+func (t *Token) search(ctx context.Context) error {
+	ctx, cancel := patient(ctx)
+	defer cancel()
+	err := t.register(ctx)
+	if !errors.Is(err, ErrNoToken) {
+		return err
+	}
+	for {
+		switch err := t.module.restart(); {
+		case err == nil:
+			return t.register(ctx)
+		case !errors.Is(err, errCallsInside):
+			return err
+		}
+		select {
+		case <-time.After(firstPause):
+		case <-ctx.Done():
+			return unavailable(errCallsInside)
+		}
+	}
 }
 
 // register finds t's slot and claims it: one Token a token, since login is one for the process.
