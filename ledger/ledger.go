@@ -153,22 +153,6 @@ func (l *Ledger) Append(ctx context.Context, c *Caller, events []Event) (*Result
 	if err != nil {
 		return nil, err
 	}
-	return l.wait(ctx, r)
-}
-
-// Record sequences one of the daemon's own records, before any waiting event. It is never refused for the clock's, the seal's or
-// the rollback's sake, and is tried again when a batch fails. Errors are as for Append.
-func (l *Ledger) Record(ctx context.Context, kind record.Kind, body []byte) (*Result, error) {
-	if ceremony.Governs(kind) {
-		return nil, fmt.Errorf("recording %s: only a ceremony makes such entries", kind)
-	}
-	if len(body) > record.MaxEvent {
-		return nil, fmt.Errorf("recording %s: %d bytes are more than %d", kind, len(body), record.MaxEvent)
-	}
-	return l.wait(ctx, &request{own: true, kind: kind, body: body, size: len(body), done: make(chan answer, 1)})
-}
-
-func (l *Ledger) wait(ctx context.Context, r *request) (*Result, error) {
 	if err := l.queue.put(r); err != nil {
 		return nil, l.stats.refused(err)
 	}
@@ -178,6 +162,32 @@ func (l *Ledger) wait(ctx context.Context, r *request) (*Result, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: %w", ErrUnknown, ctx.Err())
 	}
+}
+
+// Record sequences one of the daemon's own records, before any waiting event. It is never refused for the clock's, the seal's or
+// the rollback's sake, and is tried again when a batch fails, until the context ends: then it is withdrawn, and an error that does not
+// wrap ErrUnknown means that it was not taken.
+func (l *Ledger) Record(ctx context.Context, kind record.Kind, body []byte) (*Result, error) {
+	if ceremony.Governs(kind) {
+		return nil, fmt.Errorf("recording %s: only a ceremony makes such entries", kind)
+	}
+	if len(body) > record.MaxEvent {
+		return nil, fmt.Errorf("recording %s: %d bytes are more than %d", kind, len(body), record.MaxEvent)
+	}
+	r := &request{own: true, kind: kind, body: body, size: len(body), done: make(chan answer, 1)}
+	if err := l.queue.put(r); err != nil {
+		return nil, err
+	}
+	select {
+	case a := <-r.done:
+		return a.result, a.err
+	case <-ctx.Done():
+	}
+	if l.queue.withdraw(r) {
+		return nil, fmt.Errorf("recording %s: withdrawn: %w", kind, ctx.Err())
+	}
+	a := <-r.done
+	return a.result, a.err
 }
 
 // Hold makes the ledger refuse events, with r as the reason, until Hold(nil). The daemon's own records go on.

@@ -31,8 +31,9 @@ type request struct {
 	events   []Event
 	size     int // bytes, for the bounds
 
-	places []place // per event, set when it is admitted
-	done   chan answer
+	places    []place // per event, set when it is admitted
+	withdrawn bool    // own: nobody waits for it any more; guarded by the queue
+	done      chan answer
 }
 
 // place is where an event of a request is: at an index of this batch, or as a repeat at an earlier one.
@@ -118,11 +119,30 @@ func (q *queue) take() []*request {
 	return taken
 }
 
-// again puts the daemon's own records of a failed batch back, before later ones.
-func (q *queue) again(own []*request) {
+// again puts the daemon's own records of a failed batch back, before later ones; why it failed is for those that were withdrawn.
+func (q *queue) again(own []*request, why error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	own = slices.DeleteFunc(own, func(r *request) bool {
+		if r.withdrawn {
+			r.done <- answer{err: why}
+		}
+		return r.withdrawn
+	})
 	q.own = slices.Concat(own, q.own)
+}
+
+// withdraw takes one of the daemon's own records back. It reports whether the record was still waiting and is gone; otherwise it is
+// in a batch, and will be answered when that has succeeded or failed.
+func (q *queue) withdraw(r *request) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	r.withdrawn = true
+	i := slices.Index(q.own, r)
+	if i >= 0 {
+		q.own = slices.Delete(q.own, i, i+1)
+	}
+	return i >= 0
 }
 
 // close refuses everything that waits and everything that comes, with err.

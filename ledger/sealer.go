@@ -337,11 +337,15 @@ func (s *Sealer) increment(ctx context.Context, reason string) error {
 		return fmt.Errorf("reading the TPM's clock: %w", err)
 	}
 	last := s.last()
-	if value != last.Counter {
-		if value == last.Counter+1 && s.state.Intent == value {
+	used, err := s.used()
+	if err != nil {
+		return err
+	}
+	if value != used {
+		if value == used+1 && s.state.Intent == value {
 			return nil
 		}
-		return fmt.Errorf("%w: the counter is at %d, the last seal has %d", ErrRollback, value, last.Counter)
+		return fmt.Errorf("%w: the counter is at %d, the last seal has %d", ErrRollback, value, used)
 	}
 	due := reason == ReasonStart || reason == ReasonStop || s.incrementDue() || s.state.Last == nil || clock.ResetCount != last.Resets
 	if !due {
@@ -499,6 +503,10 @@ func (s *Sealer) judge(ctx context.Context) error {
 			return fmt.Errorf("%w: log %s ends before seal %d", ErrRollback, l.Origin(), last.Number)
 		}
 	}
+	used, err := s.used()
+	if err != nil {
+		return err
+	}
 	value, err := s.cfg.TPM.Counter(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the counter: %w", err)
@@ -512,9 +520,10 @@ func (s *Sealer) judge(ctx context.Context) error {
 		return fmt.Errorf("reading the seal PCR: %w", err)
 	}
 	switch {
-	case value != last.Counter && (value != last.Counter+1 || s.state.Intent != value):
-		return fmt.Errorf("%w: the TPM's counter is at %d, the last seal in the logs has %d", ErrRollback, value, last.Counter)
+	case value != used && (value != used+1 || s.state.Intent != value):
+		return fmt.Errorf("%w: the TPM's counter is at %d, the last seal in the logs has %d", ErrRollback, value, used)
 	case s.state.Last == nil:
+	case len(s.state.Abandoned) > 0: // the machine was reset since the last seal
 	case clock.ResetCount == last.Resets && pcr != last.PCR:
 		return fmt.Errorf("%w: PCR %d is not as the last seal in the logs left it", ErrRollback, s.state.Enrolment.PCR)
 	case clock.ResetCount == last.Resets && clock.Clock < last.Clock:
@@ -530,6 +539,19 @@ func (s *Sealer) last() lastSeal {
 	}
 	e := s.state.Enrolment
 	return lastSeal{Counter: e.Counter.Value, Number: e.Seal, PCR: e.Base, Quote: e.Previous}
+}
+
+// used is the highest value of the counter that a seal has, abandoned ones included.
+func (s *Sealer) used() (uint64, error) {
+	used := s.last().Counter
+	for _, a := range s.state.Abandoned {
+		c, err := attest.ParseCertify(a.Attest)
+		if err != nil {
+			return 0, fmt.Errorf("an abandoned seal: %w", err)
+		}
+		used = max(used, c.Counter)
+	}
+	return used, nil
 }
 
 // lastIn reads the last seal in a log; nil when it has none.

@@ -270,6 +270,6 @@ func (l *Ledger) answer(b *batch, err error) {
 		}
 	}
 	if len(own) > 0 {
-		l.queue.again(own)
+		l.queue.again(own, err)
 	}
 }

@@ -94,28 +94,45 @@ func (c *conn) once(in []byte, deadline time.Time) (out []byte, err error) {
 	if len(in) < headerSize || len(in) > maxMessage {
 		return nil, fmt.Errorf("a TPM command of %d bytes", len(in))
 	}
-	if err := c.open(deadline); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
 		}
 	}()
-	if err := c.c.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if n, err := c.c.Write(in); err != nil {
-		if n == 0 && !errors.Is(err, os.ErrDeadlineExceeded) {
+	kept := c.c != nil
+	err = c.send(in, deadline)
+	if kept && errors.Is(err, ErrUnavailable) { // the TPM was restarted since the last command
+		if err := c.close(); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		return nil, fmt.Errorf("%w: sending it: %w", attest.ErrUnknown, err)
+		err = c.send(in, deadline)
+	}
+	if err != nil {
+		return nil, err
 	}
 	out, err = c.read()
 	if err != nil {
 		return nil, fmt.Errorf("%w: reading the answer: %w", attest.ErrUnknown, err)
 	}
 	return out, nil
+}
+
+// send writes a command. With ErrUnavailable, nothing of it left.
+func (c *conn) send(in []byte, deadline time.Time) error {
+	if err := c.open(deadline); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err := c.c.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	n, err := c.c.Write(in)
+	switch {
+	case err == nil:
+		return nil
+	case n == 0 && !errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return fmt.Errorf("%w: sending it: %w", attest.ErrUnknown, err)
 }
 
 // read reads one response. A device gives it in one piece; a socket may not.

@@ -1,0 +1,345 @@
+package ledger_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"bulla/attest"
+	"bulla/ceremony"
+	"bulla/ledger"
+	"bulla/record"
+	softhsmtest "bulla/softhsm-test"
+	"bulla/tpm"
+)
+
+const sealPCR = 13
+
+// machine is a TPM with an enrolment, one log, and what is needed to open them again.
+type machine struct {
+	dir    string
+	device *softhsmtest.TPM
+	tpm    *tpm.TPM
+	d      *devices
+	log    string // path
+	policy ceremony.SealPolicy
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "seal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{dir: dir, d: newDevices(t), log: filepath.Join(dir, "log.db")}
+	if m.device, err = softhsmtest.CreateTPM(t.Context(), filepath.Join(dir, "t")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(m.device.Kill(), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	if m.tpm, err = tpm.Open(t.Context(), tpm.Config{Address: m.device.Address(), Timeout: 2 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.tpm.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	roots, err := os.ReadFile(m.device.Roots())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := m.tpm.Enrol(t.Context(), tpm.EnrolConfig{Roots: roots, PCR: sealPCR})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := m.d.genesis(t)
+	m.policy = ceremony.DefaultSealPolicy(sealPCR)
+	g.TPM, g.Seal = e, m.policy
+	if err := ledger.Create(m.log, m.d.config(), g); err != nil {
+		t.Fatal(err)
+	}
+	if err := ledger.Cover(m.sealerPath(), origin, e); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (m *machine) sealerPath() string { return filepath.Join(m.dir, "sealer.json") }
+
+// open opens the log and its sealer, with the TPM as fault makes it.
+func (m *machine) open(t *testing.T, fault func(attest.TPM) attest.TPM) (*ledger.Ledger, *ledger.Sealer) {
+	t.Helper()
+	l := open(t, m.d, m.log)
+	e, err := ledger.Enrolled(m.sealerPath())
+	if err != nil && e == nil { // pending: the enrolment is in the genesis as well
+		e = l.State().Policy.TPM
+	}
+	var device attest.TPM
+	if device, err = m.tpm.Attach(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if fault != nil {
+		device = fault(device)
+	}
+	s, err := ledger.OpenSealer(ledger.SealerConfig{Path: m.sealerPath(), TPM: device, Logs: []*ledger.Ledger{l}, Policy: m.policy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, s
+}
+
+// replay checks all seals of the log as an auditor does, and returns how many there are.
+func replay(t *testing.T, l *ledger.Ledger) int {
+	t.Helper()
+	r, err := attest.NewReplay(*l.State().Policy.TPM, origin, func(size uint64) (record.Hash, bool) {
+		root, err := l.RootAt(size)
+		return sha256.Sum256([]byte(record.Checkpoint{Origin: origin, Size: size, Root: root}.Text())), err == nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seals, err := l.Kind(record.KindSeal, 0, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range seals {
+		b, err := l.Entry(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := record.ParseEntry(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range r.Next(e.Body) {
+			t.Errorf("seal at entry %d: %s: expected %s, found %s", i, f.Rule, f.Expected, f.Found)
+		}
+	}
+	return len(seals)
+}
+
+func TestSeals(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	l, s := m.open(t, nil)
+	for i, reason := range []string{ledger.ReasonStart, ledger.ReasonInterval, ledger.ReasonDemand, ledger.ReasonStop} {
+		mustAppend(t, l, event(t, ""))
+		if n, err := s.Seal(t.Context(), reason, nil); err != nil || n != uint64(i+1) {
+			t.Fatalf("seal %d: number %d, %v", i+1, n, err)
+		}
+	}
+	closed(t, l)
+	if err := m.device.Stop(); err == nil {
+		t.Log("stopped in order") // swtpm serves one client at a time; ours may still hold it
+	}
+	if err := m.device.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l, s = m.open(t, nil)
+	defer closed(t, l)
+	if _, err := s.Seal(t.Context(), ledger.ReasonStart, []byte("nonce of an auditor")); err != nil {
+		t.Fatal(err)
+	}
+	if n := replay(t, l); n != 5 {
+		t.Errorf("%d seals, want 5", n)
+	}
+}
+
+// Every command of a seal, not executed or executed with its answer lost, and every stop of the process after it: the next start
+// finishes what stands, cries no rollback, and the log replays without a finding.
+func TestSealFaults(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"Increment", "CertifyCounter", "Extend", "Quote"} {
+		for _, executed := range []bool{false, true} {
+			for _, reset := range []bool{false, true} {
+				name := command + pick(executed, " not executed", " executed") + pick(reset, "", ", then reset")
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					m := newMachine(t)
+					l, s := m.open(t, func(d attest.TPM) attest.TPM {
+						return &faultyTPM{TPM: d, command: command, executed: executed, after: 1}
+					})
+					mustAppend(t, l, event(t, ""))
+					if _, err := s.Seal(t.Context(), ledger.ReasonStart, nil); err != nil {
+						t.Fatal(err)
+					}
+					mustAppend(t, l, event(t, ""))
+					_, err := s.Seal(t.Context(), ledger.ReasonStart, nil)
+					if survives := executed && (command == "Increment" || command == "Extend"); err == nil != survives {
+						t.Fatalf("the fault showed as %v", err)
+					}
+					closed(t, l) // the process ends here
+					if reset {
+						if err := m.device.Kill(); err != nil {
+							t.Fatal(err)
+						}
+						if err := m.device.Start(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+					}
+					l, s = m.open(t, nil)
+					defer closed(t, l)
+					runUntilSealed(t, s)
+					mustAppend(t, l, event(t, ""))
+					if _, err := s.Seal(t.Context(), ledger.ReasonDemand, nil); err != nil {
+						t.Fatal(err)
+					}
+					replay(t, l)
+					checkLog(t, l)
+				})
+			}
+		}
+	}
+}
+
+func pick(b bool, no, yes string) string {
+	if b {
+		return yes
+	}
+	return no
+}
+
+// runUntilSealed runs the sealer's start until it has made its first seal, and stops it.
+func runUntilSealed(t *testing.T, s *ledger.Sealer) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.Status().At.IsZero() && s.Status().Rollback == "" {
+		select {
+		case <-tick.C:
+		case err := <-done:
+			t.Fatalf("the sealer ended: %v, %+v", err, s.Status())
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if st := s.Status(); st.Rollback != "" {
+		t.Fatalf("status %+v", st)
+	}
+}
+
+type faultyTPM struct {
+	attest.TPM
+	command  string
+	executed bool
+	after    int // calls that go well
+}
+
+var errLost = errors.New("the answer was lost")
+
+// hit runs a command, or loses it when it is its turn.
+func (f *faultyTPM) hit(command string, run func() error) error {
+	if command != f.command {
+		return run()
+	}
+	if f.after--; f.after >= 0 {
+		return run()
+	}
+	if f.executed {
+		if err := run(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(attest.ErrUnknown, errLost)
+}
+
+func (f *faultyTPM) Increment(ctx context.Context) error {
+	return f.hit("Increment", func() error { return f.TPM.Increment(ctx) })
+}
+
+func (f *faultyTPM) Extend(ctx context.Context, i int, d [32]byte) error {
+	return f.hit("Extend", func() error { return f.TPM.Extend(ctx, i, d) })
+}
+
+func (f *faultyTPM) CertifyCounter(ctx context.Context, x [32]byte) (out attest.Signed, err error) {
+	err = f.hit("CertifyCounter", func() (err error) { out, err = f.TPM.CertifyCounter(ctx, x); return err })
+	return out, err
+}
+
+func (f *faultyTPM) Quote(ctx context.Context, s []int, x [32]byte) (out attest.Quoted, err error) {
+	err = f.hit("Quote", func() (err error) { out, err = f.TPM.Quote(ctx, s, x); return err })
+	return out, err
+}
+
+// A store that is put back is found at the next start: in the same boot always, and events stay refused.
+func TestRollbackIsFound(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	l, s := m.open(t, nil)
+	if _, err := s.Seal(t.Context(), ledger.ReasonStart, nil); err != nil {
+		t.Fatal(err)
+	}
+	closed(t, l)
+	old, err := os.ReadFile(m.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oldSealer, err := os.ReadFile(m.sealerPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, withSealer := range []bool{false, true} {
+		l, s = m.open(t, nil)
+		mustAppend(t, l, event(t, ""))
+		if _, err := s.Seal(t.Context(), ledger.ReasonInterval, nil); err != nil {
+			t.Fatal(err)
+		}
+		closed(t, l)
+		newest, err := os.ReadFile(m.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		newestSealer, err := os.ReadFile(m.sealerPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, m.log, old)
+		if withSealer {
+			put(t, m.sealerPath(), oldSealer)
+		}
+		l, s = m.open(t, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		for s.Status().Rollback == "" {
+			select {
+			case err := <-done:
+				t.Fatalf("the sealer ended: %v", err)
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		_, err = appendOne(l, event(t, ""))
+		requireCode(t, err, record.CodeRollback)
+		if _, err := l.Entry(0); err != nil {
+			t.Errorf("reads must go on: %v", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		closed(t, l)
+		put(t, m.log, newest)
+		put(t, m.sealerPath(), newestSealer)
+	}
+}
+
+func put(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
