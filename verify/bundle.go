@@ -51,7 +51,7 @@ func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
 	if err := b.readEntries(ctx, r.src, t); err != nil {
 		return nil, err
 	}
-	b.parse(r.head.Origin)
+	b.parse(r.origin)
 	b.hash()
 	return b, nil
 }

@@ -32,7 +32,7 @@ func (f *fold) init(r *run) { f.r = r }
 
 // see takes the next entry that is not like the one before.
 func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error {
-	if f.stopped || e.Index < f.state.Next || e.Log != f.r.head.Origin {
+	if f.stopped || e.Index < f.state.Next || e.Log != f.r.origin {
 		return nil // the chain's rules have reported it
 	}
 	if !f.known && e.Index > 0 {
@@ -159,13 +159,13 @@ func (f *fold) summarize() {
 	} else if r.headOK {
 		r.miss("there is no genesis that can be read", ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
 	}
-	_, pinned := r.policy.genesis(r.head.Origin)
+	_, pinned := r.policy.genesis(r.origin)
 	g.Trusted = pinned && f.known && !r.claims[ClaimGovernance].violated
 	switch {
 	case r.policy == nil:
 		r.miss("no policy was given: nothing says that this is the genesis to trust", ClaimGovernance)
 	case !pinned:
-		r.miss(fmt.Sprintf("the policy has no genesis of log %q", r.head.Origin), ClaimGovernance)
+		r.miss(fmt.Sprintf("the policy has no genesis of log %q", r.origin), ClaimGovernance)
 	}
 	if total := r.chain.at; f.estimated == 0 {
 		r.miss("no entry has an estimate of UTC: their times are the machine's own word", ClaimTime)

@@ -31,9 +31,29 @@ func (r *run) readHead(ctx context.Context) error {
 		r.miss("the checkpoint cannot be read", claimNames...)
 		return nil
 	}
-	r.headOK = true
+	r.headOK, r.origin = true, r.head.Origin
 	text := sha256.Sum256([]byte(r.head.Text()))
 	r.report.Log, r.report.Size, r.report.Root, r.report.Head = r.head.Origin, r.head.Size, base64Hash(r.head.Root), hex.EncodeToString(text[:])
+	return nil
+}
+
+// identify finds out which log this is. Where the first entry is of another log than the head, one finding says so, and the entries
+// are judged as what they are.
+func (r *run) identify(ctx context.Context) error {
+	if r.head.Size == 0 {
+		return nil
+	}
+	b, err := r.bundleAt(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if len(b.items) > 0 && b.items[0].slot == 0 && b.slots[0].fault != nil && b.slots[0].fault.Rule == "entry.log" {
+		if b.tile != nil && b.tile[0] != b.slots[0].leaf {
+			return nil // the entry was changed, not the head
+		}
+		r.origin = b.items[0].entry.Log
+		r.find(Finding{Rule: "checkpoint.origin", File: checkpoint, Expected: "origin " + quote(r.origin), Found: "origin " + quote(r.head.Origin)})
+	}
 	return nil
 }
 
@@ -51,7 +71,7 @@ func headText(signed []byte) (record.Checkpoint, error) {
 
 // judgeSignatures checks the head under every key that must sign it: those that the policy pins, and those that govern the log.
 func (r *run) judgeSignatures() {
-	pinned := r.policy.keys(r.head.Origin)
+	pinned := r.policy.keys(r.origin)
 	governed := r.fold.vkeys()
 	required := slices.Clone(pinned)
 	for _, v := range governed {
@@ -78,7 +98,7 @@ func (r *run) judgeSignatures() {
 	case r.policy == nil:
 		r.miss("no policy was given: the log's keys are known only from the log itself", ClaimSignatures)
 	case len(pinned) == 0:
-		r.miss(fmt.Sprintf("the policy has no key of log %q", r.head.Origin), ClaimSignatures)
+		r.miss(fmt.Sprintf("the policy has no key of log %q", r.origin), ClaimSignatures)
 	}
 	r.covered(r.head.Size, ClaimSignatures)
 }

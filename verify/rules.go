@@ -41,7 +41,7 @@ var ownRules = []Rule{
 	{"entry.order", ClaimTree, "The entry was moved from its place."},
 	{"tree.root", ClaimTree, "The entries do not lead to the root that the head states: entries were changed together with their tiles, or the head is of another log."},
 
-	{"checkpoint.origin", ClaimSignatures, "The head is signed with a key of another log: it was taken from there, or the log was renamed."},
+	{"checkpoint.origin", ClaimSignatures, "The head names another log than its entries or its signatures do: it was taken from there, or the log was renamed."},
 	{"checkpoint.signature", ClaimSignatures, "A key that must sign the head did not: the head was changed, or was made by somebody without that key."},
 
 	{"genesis.format", ClaimGovernance, "The first entry is not a genesis: nothing says who governs the log."},

@@ -27,7 +27,7 @@ func (h *headAt) hash(size uint64) (record.Hash, bool) {
 		h.err, h.unknown = err, true
 		return record.Hash{}, false
 	}
-	return sha256.Sum256([]byte(record.Checkpoint{Origin: h.r.head.Origin, Size: size, Root: root}.Text())), true
+	return sha256.Sum256([]byte(record.Checkpoint{Origin: h.r.origin, Size: size, Root: root}.Text())), true
 }
 
 // enrol begins the replay of seals at the enrolment that the genesis names.
@@ -37,7 +37,7 @@ func (f *fold) enrol() {
 		return
 	}
 	f.head = headAt{r: f.r}
-	replay, err := attest.NewReplay(*tpm, f.r.head.Origin, f.head.hash)
+	replay, err := attest.NewReplay(*tpm, f.r.origin, f.head.hash)
 	if err != nil {
 		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(0), Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
 		return

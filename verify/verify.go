@@ -55,6 +55,9 @@ func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report,
 		return nil, err
 	}
 	if r.headOK {
+		if err := r.identify(ctx); err != nil {
+			return nil, err
+		}
 		// 2. Every entry and every tile: parsed and hashed on all cores, judged in the order of the log.
 		if err := r.readEntries(ctx); err != nil {
 			return nil, err
@@ -90,6 +93,7 @@ type run struct {
 	signed []byte            // the checkpoint as it is
 	head   record.Checkpoint // what its text says
 	headOK bool              // the text could be read
+	origin string            // the log that the entries belong to: the head's, unless the first entry says otherwise
 
 	claims map[string]*claimState
 	chain  chain
@@ -130,7 +134,7 @@ func (r *run) find(f Finding) {
 		r.report.Omitted++
 		return
 	}
-	f.Log, f.Meaning = r.head.Origin, rule.Meaning
+	f.Log, f.Meaning = r.origin, rule.Meaning
 	r.report.Findings = append(r.report.Findings, f)
 }
 
