@@ -271,7 +271,7 @@ func TestLargestRoundFits(t *testing.T) {
 }
 
 func FuzzEvidence(f *testing.F) {
-	lines, _ := story(f)
+	lines, log := story(f)
 	for _, l := range lines {
 		f.Add(l, int64(1795397000e9), int64(5e9), uint64(1))
 	}
@@ -280,7 +280,6 @@ func FuzzEvidence(f *testing.F) {
 		if json.Unmarshal(b, &e) != nil {
 			return
 		}
-		_, log := story(t)
 		var c clock.Checker
 		c.Evidence(&log[0])
 		c.Evidence(&log[1])

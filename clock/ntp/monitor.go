@@ -214,7 +214,8 @@ func (m *Monitor) loop(ctx context.Context) {
 			m.fast = due.Add(firstMinute)
 		}
 		if settled && !time.Now().Before(due) {
-			due = time.Now().Add(m.measure(ctx))
+			begun := time.Now()
+			due = begun.Add(m.measure(ctx)) // from beginning to beginning
 			continue
 		}
 		timer.Reset(max(time.Until(due), time.Millisecond))
@@ -279,7 +280,7 @@ func (m *Monitor) apply(c change) (clock.Evidence, clock.Discipline) {
 	}
 }
 
-// measure makes one round, and returns when the next is due. A round during which the clocks were disturbed is void: its samples
+// measure makes one round, and returns how long after its beginning the next is due. A round during which the clocks were disturbed is void: its samples
 // belong to both sides of the disturbance.
 func (m *Monitor) measure(ctx context.Context) time.Duration {
 	var measured clock.Measurement
@@ -318,7 +319,7 @@ func (m *Monitor) publish() {
 	}
 }
 
-// pause is how long to wait after a round.
+// pause is how long after the beginning of a round the next is due.
 func (m *Monitor) pause(r *clock.Round) time.Duration {
 	poll := time.Duration(m.discipline.Policy().Poll)
 	switch {
