@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"bulla/verify"
+)
+
+func (t *tool) verifyCommand() *cobra.Command {
+	var policy string
+	var receipts []string
+	cmd := &cobra.Command{
+		Use:   "verify EVIDENCE",
+		Short: "Check an exported log, offline",
+		Long: `verify checks an exported log: a directory or an uncompressed tar file in C2SP tlog-tiles layout. It needs no appliance and
+no network. The answer is one of three:
+
+  verified       every claim that the policy requires was checked and holds (exit 0)
+  tampered       the evidence contradicts itself or the policy; the findings say where and how (exit 1)
+  not checkable  nothing contradicts, but something needed is missing; the report says what (exit 2)
+
+Trust comes from the policy file: the log's verifier keys and the leaf hash of its genesis, had from the ceremony's minutes or from
+the operator's records, not from the appliance. Without one the answer is at best not checkable. Lines of a policy:
+
+  log VKEY              a key that must sign the log's head (C2SP tlog-policy)
+  genesis HEX [ORIGIN]  the leaf hash of entry 0
+  quorum none           no witnesses
+  seals none            the log has no TPM: do without seals
+  time none             do without checks of time
+  tail N                at most N entries may be without seal or receipt
+
+--receipt checks a receipt (INDEX.json or INDEX.tlog-proof) by itself and against the log.`,
+		Example: "  bulla verify /media/evidence --policy auditor.policy\n  bulla verify evidence.tar --policy auditor.policy --receipt 17.json --json",
+		Args:    args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			opt, err := readReceipts(receipts)
+			if err != nil {
+				return err
+			}
+			p, err := readPolicy(policy)
+			if err != nil {
+				return err
+			}
+			return t.verify(cmd.Context(), given[0], p, opt)
+		},
+	}
+	cmd.Flags().StringVar(&policy, "policy", "", "file that says what to trust")
+	cmd.Flags().StringArrayVar(&receipts, "receipt", nil, "receipt to check against the log; may be repeated")
+	return cmd
+}
+
+// verify checks evidence and prints the report; the error carries the verdict's exit code.
+func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, opt verify.Options) error {
+	src, done, err := openEvidence(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer done()
+	p := t.progress("verifying")
+	opt.Progress = p.show
+	report, err := verify.Run(ctx, src, policy, opt)
+	p.clear()
+	if err != nil {
+		return fmt.Errorf("verifying %s: %w", path, err)
+	}
+	if t.json {
+		err = t.printJSON(report)
+	} else {
+		err = report.WriteText(t.out)
+	}
+	if err != nil {
+		return err
+	}
+	return coded(verdictCode(report.Verdict), nil)
+}
+
+func verdictCode(v verify.Verdict) int {
+	switch v {
+	case verify.OutcomeVerified:
+		return exitOK
+	case verify.OutcomeTampered:
+		return exitTampered
+	}
+	return exitNotCheckable
+}
+
+// openEvidence opens a directory or a tar file; done closes it again.
+func openEvidence(ctx context.Context, path string) (src verify.Source, done func(), err error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, usagef("%s: there is no such directory or tar file", path)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening evidence: %w", err)
+	}
+	if info.IsDir() {
+		dir, err := verify.OpenDir(path)
+		if err != nil {
+			return nil, nil, err
+		}
+		return dir, func() { _ = dir.Close() }, nil // read only: closing loses nothing
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening evidence: %w", err)
+	}
+	tar, err := verify.OpenTar(ctx, f, info.Size())
+	if err != nil {
+		return nil, nil, coded(exitUsage, errors.Join(fmt.Errorf("%s: neither a directory nor a plain tar file (unpack a compressed one first): %w", path, err), f.Close()))
+	}
+	return tar, func() { _ = f.Close() }, nil
+}
+
+func readPolicy(path string) (*verify.Policy, error) {
+	if path == "" {
+		return nil, nil
+	}
+	b, err := readSmall(path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := verify.ParsePolicy(b)
+	if err != nil {
+		return nil, usagef("%s: %w", path, err)
+	}
+	return p, nil
+}
+
+func readReceipts(paths []string) (verify.Options, error) {
+	var opt verify.Options
+	for _, path := range paths {
+		b, err := readSmall(path)
+		if err != nil {
+			return opt, err
+		}
+		opt.Receipts = append(opt.Receipts, verify.Receipt{Name: filepath.Base(path), Data: b})
+	}
+	return opt, nil
+}
+
+// readSmall reads a file that the user named and that cannot be large.
+func readSmall(path string) ([]byte, error) {
+	const limit = 2 << 20
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, usagef("%s: there is no such file", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	if len(b) > limit {
+		return nil, usagef("%s: larger than %d bytes, so neither policy nor receipt", path, limit)
+	}
+	return b, nil
+}
