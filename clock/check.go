@@ -52,8 +52,7 @@ type Checker struct {
 	now     Discipline // after the last evidence
 	before  Discipline // before the last round: where things go on if that took no effect
 	last    Evidence
-	highest uint64 // round number
-	epoch   uint32 // of the last start
+	highest uint64 // round number since the last start
 	rounds  []Estimate
 }
 
@@ -99,11 +98,8 @@ func (c *Checker) start(e *Evidence) []Finding {
 	if c.started && t.Epoch <= c.now.epoch {
 		f = append(f, Finding{RuleOrder, "transition.epoch", fmt.Sprintf("above %d", c.now.epoch), fmt.Sprint(t.Epoch)})
 	}
-	if t.Base < c.highest {
-		f = append(f, Finding{RuleOrder, "transition.base", fmt.Sprintf("at least %d", c.highest), fmt.Sprint(t.Base)})
-	}
-	want, next := Begin(Start{Policy: *t.Policy, Sources: t.Sources, BootID: t.BootID, Reading: t.Reading, Epoch: t.Epoch - 1, Base: t.Base, NotBefore: t.NotBefore})
-	c.started, c.rounds, c.epoch, c.highest = true, nil, t.Epoch, max(c.highest, t.Base)
+	want, next := Begin(Start{Policy: *t.Policy, Sources: t.Sources, BootID: t.BootID, Reading: t.Reading, Resume: Resume{t.Epoch - 1, t.NotBefore}})
+	c.started, c.rounds, c.highest = true, nil, 0
 	c.advance(e, next, next)
 	return append(f, differences(&want, e)...)
 }
@@ -208,10 +204,11 @@ func (c *Checker) expect(s Stamp) (want Stamp, f []Finding) {
 		f = append(f, Finding{RuleStamp, "clock.bound", fmt.Sprintf("at least %d", want.Bound), fmt.Sprint(s.Bound)})
 	}
 	// The daemon may know better than to rely on the estimate.
-	if s.State != want.State && s.State != Unsynced && s.State != Disrupted {
+	doubted := s.State == Unsynced || s.State == Disrupted
+	if s.State != want.State && !doubted {
 		f = append(f, Finding{RuleStamp, "clock.state", want.State.String(), s.State.String()})
 	}
-	if s.Epoch != e.Epoch && (s.Epoch < e.Epoch || s.State != Disrupted) {
+	if s.Epoch != e.Epoch && (s.Epoch < e.Epoch || !doubted) {
 		f = append(f, Finding{RuleStamp, "clock.epoch", fmt.Sprint(e.Epoch), fmt.Sprint(s.Epoch)})
 	}
 	return want, f

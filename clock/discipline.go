@@ -39,21 +39,41 @@ type doubt struct {
 
 // Start is what a discipline begins with.
 type Start struct {
-	Policy    Policy
-	Sources   []string // names
-	BootID    string
-	Reading   Reading
-	Epoch     uint32 // the last one recorded; this one is the next
-	Base      uint64 // the last round recorded
-	NotBefore int64  // the earliest that UTC can be now, as far as is recorded (Stamp.Earliest); 0: unknown
+	Policy  Policy
+	Sources []string // names
+	BootID  string
+	Reading Reading
+	Resume  Resume
+}
+
+// Resume is what the daemon's logs say of its clock before this start. The zero Resume is that of new logs.
+type Resume struct {
+	Epoch    uint32 // the last one; this start's is the next
+	Earliest int64  // the earliest that UTC can be, ns since 1970
+}
+
+// Learn learns from an entry: its stamp, and its body if it is of kind clock. It is shown a log's entries from the last one
+// backwards, until it is done; with several logs the same Resume learns from each.
+func (r *Resume) Learn(s Stamp, e *Evidence) (done bool) {
+	r.Epoch = max(r.Epoch, s.Epoch)
+	if s.HasEstimate && (s.State == Synced || s.State == Holdover) {
+		r.Earliest = max(r.Earliest, s.Earliest())
+		return true
+	}
+	if e == nil || e.Transition == nil || e.Transition.Reason != ReasonStart {
+		return false
+	}
+	r.Epoch = max(r.Epoch, e.Transition.Epoch)
+	r.Earliest = max(r.Earliest, e.Transition.NotBefore)
+	return true
 }
 
 // Begin starts a discipline that knows nothing.
 func Begin(s Start) (Evidence, Discipline) {
-	d := Discipline{policy: s.Policy, sources: slices.Clone(s.Sources), epoch: s.Epoch + 1, base: s.Base, state: Unknown, notBefore: s.NotBefore}
+	d := Discipline{policy: s.Policy, sources: slices.Clone(s.Sources), epoch: s.Resume.Epoch + 1, state: Unknown, notBefore: s.Resume.Earliest}
 	d.estimate = Estimate{State: Unknown, Epoch: d.epoch}.governed(s.Policy)
-	t := Transition{Base: s.Base, Reason: ReasonStart, From: Unknown, To: Unknown, Epoch: d.epoch, Reading: s.Reading,
-		Policy: &s.Policy, Sources: d.sources, BootID: s.BootID, NotBefore: s.NotBefore}
+	t := Transition{Reason: ReasonStart, From: Unknown, To: Unknown, Epoch: d.epoch, Reading: s.Reading,
+		Policy: &s.Policy, Sources: d.sources, BootID: s.BootID, NotBefore: s.Resume.Earliest}
 	return Evidence{Transition: &t}, d
 }
 
@@ -111,7 +131,7 @@ func (d Discipline) become(t Transition, s State) (Evidence, Discipline) {
 
 // Measurement is what a round rests on. The judgements of the samples are ignored, and made anew.
 type Measurement struct {
-	Number  uint64 // above every round's before
+	Number  uint64 // above that of every round since the start
 	Reading Reading
 	Samples []Sample
 	Kernel  *Kernel
@@ -196,13 +216,13 @@ func (d *Discipline) place(r *Round, h interval) (reason string) {
 		return ReasonBehind
 	}
 	agrees := false // with the estimate before it
-	if d.estimate.Round > 0 && raw >= d.estimate.AsOf {
+	if d.estimate.Round > 0 {
 		utc, bound, wider, flags := d.estimate.utc(raw, r.Reading.Width)
 		if flags&InLeap != 0 {
 			return ReasonLeapSecond
 		}
 		at := sub(utc, raw)
-		if agrees = h.meets(interval{at, at}.widened(add(bound, wider))); !agrees && !d.settling {
+		if agrees = raw >= d.estimate.AsOf && h.meets(interval{at, at}.widened(add(bound, wider))); !agrees && !d.settling {
 			d.settling, d.pending = true, &doubt{h, raw}
 			d.estimate.State = Unsynced
 			return ReasonDiscontinuity

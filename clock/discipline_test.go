@@ -217,13 +217,13 @@ func TestRefusesTimeBeforeTheRecorded(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
 	recorded := w.raw + w.truth + 60*s1
-	_, d := Begin(Start{Policy: DefaultPolicy(), Sources: names[:4], Reading: w.reading(), Epoch: 7, Base: 12, NotBefore: recorded})
-	e, d := d.Measure(Measurement{Number: 13, Reading: w.reading(), Samples: w.ask(honest(4)...)})
-	if e.Round.Reason != ReasonBehind || e.Round.State != Unknown || e.Round.Epoch != 8 || e.Round.Base != 12 {
+	_, d := Begin(Start{Policy: DefaultPolicy(), Sources: names[:4], Reading: w.reading(), Resume: Resume{7, recorded}})
+	e, d := d.Measure(Measurement{Number: 1, Reading: w.reading(), Samples: w.ask(honest(4)...)})
+	if e.Round.Reason != ReasonBehind || e.Round.State != Unknown || e.Round.Epoch != 8 {
 		t.Errorf("round %+v", e.Round)
 	}
 	w.raw += 61 * s1
-	e, _ = d.Measure(Measurement{Number: 14, Reading: w.reading(), Samples: w.ask(honest(4)...)})
+	e, _ = d.Measure(Measurement{Number: 2, Reading: w.reading(), Samples: w.ask(honest(4)...)})
 	if e.Round.Reason != "" || e.Round.State != Synced {
 		t.Errorf("when it has passed: %+v", e.Round)
 	}
@@ -366,4 +366,67 @@ func TestPolicyChanges(t *testing.T) {
 	x.d, x.log = d, append(x.log, e)
 	x.wants(Synced)
 	x.verified()
+}
+
+// A step, and then a round that the estimate from before excludes.
+func TestStepThenDiscontinuity(t *testing.T) {
+	t.Parallel()
+	x := start(t, newWorld(), DefaultPolicy(), 4)
+	x.round(honest(4)...)
+	x.real += s1
+	x.disturb(ReasonStep, s1)
+	x.truth += 100 * ms
+	if r := x.round(honest(4)...); r.Reason != ReasonDiscontinuity {
+		t.Errorf("reason %q", r.Reason)
+	}
+	x.wants(Unsynced)
+	x.verified()
+	x.round(honest(4)...)
+	x.wants(Synced)
+	x.verified()
+}
+
+// A round that was read before the one that the estimate rests on: the machine is not the one that it was, and the watch has not
+// seen it yet.
+func TestRoundFromThePast(t *testing.T) {
+	t.Parallel()
+	x := start(t, newWorld(), DefaultPolicy(), 4)
+	x.round(honest(4)...)
+	x.raw -= s1
+	x.truth += s1
+	if r := x.round(honest(4)...); r.Reason != ReasonDiscontinuity {
+		t.Errorf("reason %q", r.Reason)
+	}
+	if s := x.stamp(); s.HasEstimate || s.State != Disrupted {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestResumeLearnsFromTheLogsEnd(t *testing.T) {
+	t.Parallel()
+	start := &Evidence{Transition: &Transition{Reason: ReasonStart, Epoch: 3, NotBefore: 500}}
+	good := Stamp{Sys: 1000, Bound: 10, Epoch: 2, State: Synced, HasEstimate: true}
+	doubtful := good
+	doubtful.State, doubtful.Sys = Unsynced, 9000
+	for _, c := range []struct {
+		name   string
+		stamps []Stamp // from the end
+		clocks []*Evidence
+		want   Resume
+		done   bool
+	}{
+		{"estimate", []Stamp{good}, []*Evidence{nil}, Resume{2, 990}, true},
+		{"restarted without", []Stamp{{}, {Epoch: 4, State: Disrupted}, {Epoch: 3}}, []*Evidence{nil, nil, start}, Resume{4, 500}, true},
+		{"doubtful ones do not count", []Stamp{doubtful, good}, []*Evidence{nil, nil}, Resume{2, 990}, true},
+		{"genesis only", []Stamp{{}}, []*Evidence{nil}, Resume{}, false},
+	} {
+		var r Resume
+		done := false
+		for i := range c.stamps {
+			done = r.Learn(c.stamps[i], c.clocks[i])
+		}
+		if r != c.want || done != c.done {
+			t.Errorf("%s: %+v %v, want %+v", c.name, r, done, c.want)
+		}
+	}
 }

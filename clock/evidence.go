@@ -12,8 +12,8 @@ type Evidence struct {
 // Round is one round of measurement: every source's best sample, and what followed from them. Given the rounds before it since
 // the last start, and the policy, an auditor recomputes everything but samples, readings and what the kernel and chronyd said.
 type Round struct {
-	Number  uint64   `json:"number"`        // counts rounds, also those that failed; never used twice
-	Base    uint64   `json:"base,omitzero"` // the last round before it that took effect: numbers between could not be recorded
+	Number  uint64   `json:"number"`        // counts rounds since the start, also those that failed; never used twice
+	Base    uint64   `json:"base,omitzero"` // the last round before it that took effect: those between could not be recorded everywhere
 	Epoch   uint32   `json:"epoch"`
 	Reading Reading  `json:"reading"` // the instant that the round is about
 	Samples []Sample `json:"samples,omitzero"`

@@ -66,7 +66,7 @@ func New(cfg Config) (*Monitor, error) {
 }
 
 func newMonitor(cfg Config, machine machine) *Monitor {
-	m := &Monitor{cfg: cfg, machine: machine, policy: cfg.Policy, wake: make(chan struct{}, 1), round: cfg.Resume.Round,
+	m := &Monitor{cfg: cfg, machine: machine, policy: cfg.Policy, wake: make(chan struct{}, 1),
 		chronyd: func(context.Context) *clock.Chronyd { return nil }}
 	m.published.Store(&clock.Estimate{State: clock.Unknown, Epoch: cfg.Resume.Epoch + 1})
 	return m
@@ -267,9 +267,7 @@ func (m *Monitor) apply(c change) (clock.Evidence, clock.Discipline) {
 		for i, s := range m.cfg.Sources {
 			names[i] = s.Name
 		}
-		resume := m.cfg.Resume
-		return clock.Begin(clock.Start{Policy: c.policy, Sources: names, BootID: c.boot, Reading: c.reading,
-			Epoch: resume.Epoch, Base: resume.Round, NotBefore: resume.Earliest})
+		return clock.Begin(clock.Start{Policy: c.policy, Sources: names, BootID: c.boot, Reading: c.reading, Resume: m.cfg.Resume})
 	case clock.ReasonPolicy:
 		return m.discipline.Govern(c.policy, c.reading)
 	case clock.ReasonAge:

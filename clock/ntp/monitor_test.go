@@ -339,13 +339,13 @@ func TestResumesWhereTheLogsLeftOff(t *testing.T) {
 	var l0 *lab
 	inLabWith(t, func(c *Config, b *logbook) {
 		l0 = newLab()
-		c.Resume = Resume{Epoch: 6, Round: 41, Earliest: l0.utc() + 60*sec}
+		c.Resume = clock.Resume{Epoch: 6, Earliest: l0.utc() + 60*sec}
 	}, func(t *testing.T, l *lab, m *Monitor, b *logbook) {
 		time.Sleep(time.Second)
 		if s := wants(t, l, m, clock.Unknown); s.Epoch != 7 { // UTC is earlier than it was
 			t.Errorf("%+v", s)
 		}
-		if r := m.Status().Round; r.Reason != clock.ReasonBehind || r.Number != 42 || r.Base != 41 {
+		if r := m.Status().Round; r.Reason != clock.ReasonBehind {
 			t.Errorf("%+v", r)
 		}
 		time.Sleep(70 * time.Second)

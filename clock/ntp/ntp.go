@@ -35,8 +35,8 @@ type Config struct {
 	// or (a disturbance) is recorded again later. It is never called twice at a time.
 	Record func(ctx context.Context, e clock.Evidence) error
 
-	Resume  Resume // where the logs left off
-	Chronyd string // UDP address of a local chronyd's command port, usually 127.0.0.1:323; empty: none is asked
+	Resume  clock.Resume // where the logs left off
+	Chronyd string       // UDP address of a local chronyd's command port, usually 127.0.0.1:323; empty: none is asked
 }
 
 // Source is one NTP server.
@@ -44,14 +44,6 @@ type Source struct {
 	Name    string // as it appears in the log; empty: the address
 	Address string // host or host:port
 	Key     *Key   // authenticates its answers; nil: they are not authenticated
-}
-
-// Resume is what the daemon's logs say of its clock before this start: the greatest of each over all logs. The zero Resume is
-// that of new logs.
-type Resume struct {
-	Epoch    uint32
-	Round    uint64
-	Earliest int64 // clock.Stamp.Earliest of the last entry that had an estimate, ns since 1970
 }
 
 // Key is a symmetric key that a source and this machine share.
@@ -78,7 +70,7 @@ var algorithms = map[string]struct {
 func ParseKey(line string) (*Key, error) {
 	f := strings.Fields(line)
 	if len(f) != 3 {
-		return nil, errors.New("an NTP key is one line, ID TYPE HEX, as in: 7 AES128 000102030405060708090a0b0c0d0e0f")
+		return nil, errors.New("an NTP key is one line, ID TYPE HEX, as in: 7 AES128 00112233445566778899aabbccddeeff")
 	}
 	id, err := strconv.ParseUint(f[0], 10, 32)
 	if err != nil || id == 0 {
