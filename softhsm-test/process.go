@@ -2,13 +2,14 @@ package softhsmtest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // process is a child that ends with its parent, even when the parent is killed.
@@ -16,27 +17,31 @@ type process struct {
 	cmd    *exec.Cmd
 	output *tail
 	done   chan struct{} // closed when it has ended
-	err    error
+	err    error         // how; valid then
 }
 
-// start runs a command. The thread that starts a child is the parent that the kernel watches, so it is kept until the child ends.
-func start(name string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(name, args...), output: &tail{}, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+// start runs a command in a process group of its own: a terminal's Ctrl-C is the parent's to handle, which then stops its devices in
+// order. The kernel kills the child when the thread that made it ends, so that thread is kept until then.
+func start(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, output: &tail{}, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = p.output, p.output
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig, cmd.SysProcAttr.Setpgid = syscall.SIGKILL, true
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
+		err := cmd.Start()
 		started <- err
 		if err == nil {
-			p.err = p.cmd.Wait()
+			p.err = cmd.Wait()
 			close(p.done)
 		}
 	}()
 	if err := <-started; err != nil {
-		return nil, missing(name, err)
+		return nil, missing(cmd.Path, err)
 	}
 	return p, nil
 }
@@ -49,18 +54,63 @@ func missing(name string, err error) error {
 	return fmt.Errorf("starting %s: %w", name, err)
 }
 
-func (p *process) signal(s os.Signal) error {
-	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+// wait waits until the process has ended, and kills it when ctx ends first.
+func (p *process) wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return errors.Join(fmt.Errorf("%s: %w", p.cmd.Path, ctx.Err()), p.kill())
+	}
+	if p.err != nil {
+		return fmt.Errorf("%s: %w: %s", p.cmd.Path, p.err, p.output)
+	}
+	return nil
+}
+
+// until asks ready, again and again, until it has no error. The process may end or ctx may; both are errors.
+func (p *process) until(ctx context.Context, ready func() error) error {
+	for {
+		err := ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended (%v): %s", p.cmd.Path, p.err, p.output)
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("%s does not answer: %s: %w: %w", p.cmd.Path, p.output, ctx.Err(), err), p.kill())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// ended reports whether the process has ended, after waiting for that at most the given time.
+func (p *process) ended(within time.Duration) bool {
+	select {
+	case <-p.done:
+		return true
+	case <-time.After(within):
+		return false
+	}
+}
+
+func (p *process) signal(s syscall.Signal) error {
+	if p.ended(0) {
+		return nil
+	}
+	if err := syscall.Kill(-p.cmd.Process.Pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("signalling %s: %w", p.cmd.Path, err)
 	}
 	return nil
 }
 
-// kill ends the process at once and waits until it is gone.
+// kill ends the process at once, with its group, and waits until it is gone.
 func (p *process) kill() error {
-	err := p.signal(syscall.SIGKILL)
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
 	<-p.done
-	return err
+	return nil
 }
 
 // tail keeps the last of what a process prints, for error messages.

@@ -40,7 +40,7 @@ func (d *devices) token(ctx context.Context, u hsm.URI) (*hsm.Token, error) {
 	if !ok {
 		var err error
 		if m, err = hsm.Load(mc); err != nil {
-			return nil, fmt.Errorf("loading PKCS#11 module %s: %w", mc.Path, err)
+			return nil, usage(err)
 		}
 		d.modules[mc.Path] = m
 	}

@@ -123,6 +123,15 @@ func genesisLeaf(path string) (record.Hash, error) {
 	return record.LeafHash(entry), nil
 }
 
+// genesisState is the governance that entry 0 establishes.
+func genesisState(entry []byte) (ceremony.State, error) {
+	e, err := record.ParseEntry(entry)
+	if err != nil {
+		return ceremony.State{}, fmt.Errorf("entry 0: %w", err)
+	}
+	return ceremony.State{}.Apply(e, record.LeafHash(entry))
+}
+
 func enrol(ctx context.Context, t *tpm.TPM, cfg *Config, pcr int) (*attest.Enrolment, error) {
 	roots, err := os.ReadFile(cfg.TPM.Roots)
 	if err != nil {

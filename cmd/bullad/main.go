@@ -46,7 +46,7 @@ func run(args []string) int {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), devCommand())
+	root.AddCommand(serveCommand(), initCommand(), devCommand())
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
@@ -77,7 +77,8 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &u), errors.Is(err, ledger.ErrKey), errors.Is(err, ledger.ErrOrigin), errors.Is(err, hsm.ErrPIN),
 		errors.Is(err, hsm.ErrNoToken), errors.Is(err, hsm.ErrNoKey), errors.Is(err, hsm.ErrManyKeys), errors.Is(err, hsm.ErrWrongKey),
-		errors.Is(err, hsm.ErrKeyExists), errors.Is(err, hsm.ErrExtractable):
+		errors.Is(err, hsm.ErrKeyExists), errors.Is(err, hsm.ErrExtractable), errors.Is(err, hsm.ErrNoPIN), errors.Is(err, hsm.ErrWeakKey),
+		errors.Is(err, hsm.ErrUnsupported):
 		return exitUsage
 	case errors.Is(err, ledger.ErrUnknown):
 		return exitSoftware

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/cobra"
+
+	"bulla/ceremony"
+	softhsmtest "bulla/softhsm-test"
+	"bulla/store"
+)
+
+func devCommand() *cobra.Command {
+	var dir string
+	var tpmKey bool
+	c := &cobra.Command{
+		Use:   "dev --dir DIR",
+		Short: "Run a complete throwaway appliance in the foreground",
+		Long: `Run a complete appliance for trying things: a SoftHSM token, a software TPM with EK certificate, NTP servers on loopback, three officers
+with SSH keys, and one log. DIR is made if it does not exist, and reopened if it does. It prints "ready" when it serves DIR/sign.sock and
+DIR/http.sock; Ctrl-C ends it and its children. It protects nothing: all its devices are files.`,
+		Example: "  bullad dev --dir /tmp/bulla-dev",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			abs, err := filepath.Abs(dir)
+			if err != nil {
+				return usage(err)
+			}
+			return dev(cmd.Context(), abs, tpmKey, cmd.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "directory of the appliance")
+	c.Flags().BoolVar(&tpmKey, "tpm-key", false, "sign the log with a key in the TPM instead of the HSM")
+	must(c.MarkFlagRequired("dir"))
+	return c
+}
+
+const (
+	devSources = 5
+	devOrigin  = "bulla.example/dev"
+	devName    = "dev"
+	devTPMKey  = "tpm:handle=0x81020001"
+)
+
+// throwaway is a dev appliance's directory and what runs in it.
+type throwaway struct {
+	dir     string
+	hsm     *softhsmtest.SoftHSM
+	tpm     *softhsmtest.TPM
+	servers []*softhsmtest.NTP
+}
+
+func (t *throwaway) path(name string) string { return filepath.Join(t.dir, name) }
+
+// dev makes or reopens the appliance in dir and serves it.
+func dev(ctx context.Context, dir string, tpmKey bool, out io.Writer) (err error) {
+	t := &throwaway{dir: dir}
+	defer func() { err = errors.Join(err, t.close()) }()
+	_, statErr := os.Stat(t.path("bullad.toml"))
+	fresh := errors.Is(statErr, fs.ErrNotExist)
+	if fresh {
+		err = t.create(ctx)
+	} else {
+		err = t.open(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if err := t.configure(tpmKey, fresh); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(t.path("bullad.toml"))
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(cfg.Logs[0].File); errors.Is(err, fs.ErrNotExist) {
+		p, err := loadPlan(t.path("genesis.toml"))
+		if err != nil {
+			return err
+		}
+		if err := initialize(ctx, cfg, p, false, out); err != nil {
+			return err
+		}
+	}
+	if err := t.writePolicy(cfg.Logs[0].File); err != nil {
+		return err
+	}
+	return serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(out, "ready") })
+}
+
+// create makes the devices of a new appliance.
+func (t *throwaway) create(ctx context.Context) (err error) {
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+		return usage(err)
+	}
+	if names, err := os.ReadDir(t.dir); err != nil || len(names) > 0 {
+		return usagef("%s is not empty and holds no dev appliance: name another directory (%v)", t.dir, err)
+	}
+	if t.hsm, err = softhsmtest.CreateSoftHSM(t.path("hsm")); err != nil {
+		return err
+	}
+	if _, err := t.hsm.InitToken(ctx, "dev"); err != nil {
+		return err
+	}
+	for _, name := range []string{"alice", "bob", "carol"} {
+		if err := softhsmtest.CreateOfficer(t.path("officers"), name); err != nil {
+			return err
+		}
+	}
+	if t.tpm, err = softhsmtest.CreateTPM(ctx, t.path("tpm")); err != nil {
+		return err
+	}
+	return t.startServers()
+}
+
+// open starts the devices of an existing appliance.
+func (t *throwaway) open(ctx context.Context) (err error) {
+	if t.hsm, err = softhsmtest.OpenSoftHSM(t.path("hsm")); err != nil {
+		return err
+	}
+	if t.tpm, err = softhsmtest.OpenTPM(ctx, t.path("tpm")); err != nil {
+		return err
+	}
+	return t.startServers()
+}
+
+func (t *throwaway) startServers() error {
+	for range devSources {
+		s, err := softhsmtest.StartNTP(softhsmtest.Behaviour{})
+		if err != nil {
+			return err
+		}
+		t.servers = append(t.servers, s)
+	}
+	return nil
+}
+
+// configure writes bullad.toml, whose time sources have new addresses at each start, and genesis.toml.
+func (t *throwaway) configure(tpmKey, fresh bool) error {
+	key := t.hsm.URI("dev", "log")
+	if tpmKey {
+		key = devTPMKey
+	}
+	if !fresh { // the key stays what it was
+		old, err := loadConfig(t.path("bullad.toml"))
+		if err != nil {
+			return err
+		}
+		key = old.Logs[0].Key
+	}
+	cfg := Config{
+		State:   t.dir,
+		Sockets: SocketsConfig{Directory: t.dir},
+		TPM:     TPMConfig{Device: t.tpm.Address(), Roots: t.tpm.Roots()},
+		Logs:    []LogConfig{{Name: devName, Origin: devOrigin, File: t.path("dev.db"), Key: key}},
+	}
+	if !strings.HasPrefix(key, "tpm:") {
+		cfg.Logs[0].Interop = t.hsm.URI("dev", "log-ed25519")
+	}
+	for i, s := range t.servers {
+		cfg.Clock.Sources = append(cfg.Clock.Sources, SourceConfig{Name: fmt.Sprintf("ntp%d", i+1), Address: s.Address})
+	}
+	b, err := toml.Marshal(&cfg)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(t.path("bullad.toml"), b, 0o600); err != nil {
+		return err
+	}
+	if !fresh {
+		return nil
+	}
+	plan := fmt.Sprintf("origin = %q\n", devOrigin)
+	for _, role := range []string{ceremony.Producer, ceremony.Auditor, ceremony.Operator} {
+		plan += fmt.Sprintf("\n[[role]]\nname = %q\nany = true\n", role)
+	}
+	return os.WriteFile(t.path("genesis.toml"), []byte(plan), 0o600)
+}
+
+// writePolicy writes what the auditor trusts: the log's verifier keys and its genesis, as they are on this machine.
+func (t *throwaway) writePolicy(logFile string) error {
+	leaf, err := genesisLeaf(logFile)
+	if err != nil {
+		return err
+	}
+	s, err := store.OpenAtRest(logFile)
+	if err != nil {
+		return err
+	}
+	entry, err := s.Entry(0)
+	if err = errors.Join(err, s.Close()); err != nil {
+		return err
+	}
+	state, err := genesisState(entry)
+	if err != nil {
+		return err
+	}
+	vkeys, err := state.VKeys()
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "# What an auditor trusts of this dev appliance.\n")
+	for _, v := range vkeys {
+		fmt.Fprintf(&b, "log %s\n", v)
+	}
+	fmt.Fprintf(&b, "genesis %s\nquorum none\n", hex.EncodeToString(leaf[:]))
+	return os.WriteFile(t.path("auditor.policy"), []byte(b.String()), 0o600)
+}
+
+// close ends the devices.
+func (t *throwaway) close() error {
+	var errs []error
+	for _, s := range t.servers {
+		errs = append(errs, s.Close())
+	}
+	if t.tpm != nil {
+		errs = append(errs, t.tpm.Stop())
+	}
+	return errors.Join(errs...)
+}

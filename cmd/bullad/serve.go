@@ -1,0 +1,237 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bulla/api/server"
+	"bulla/attest"
+	"bulla/clock"
+	"bulla/clock/ntp"
+	"bulla/hsm"
+	"bulla/ledger"
+	"bulla/record"
+)
+
+// sealerFile is the sealer's file in the state directory.
+const sealerFile = "sealer.json"
+
+func serveCommand() *cobra.Command {
+	var config string
+	var verbose bool
+	c := &cobra.Command{
+		Use:     "serve --config FILE",
+		Short:   "Run the appliance",
+		Example: "  bullad serve --config /etc/bulla/bullad.toml",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(config)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), config, cfg, newLog(verbose), func() {})
+		},
+	}
+	c.Flags().StringVar(&config, "config", "/etc/bulla/bullad.toml", "configuration file")
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log more")
+	return c
+}
+
+func newLog(verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// serve opens the appliance and runs it until ctx ends; ready is called when it takes events.
+func serve(ctx context.Context, path string, cfg *Config, log *slog.Logger, ready func()) error {
+	a, err := openAppliance(ctx, path, cfg, log)
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.serve(ctx, ready), a.Close())
+}
+
+// openMonitor makes the clock's monitor, which continues where the logs left off.
+func (a *appliance) openMonitor() error {
+	state, err := a.state()
+	if err != nil {
+		return err
+	}
+	cfg := ntp.Config{Policy: state.Policy.Clock, Record: a.recordClock}
+	for i, s := range a.cfg.Clock.Sources {
+		source := ntp.Source{Name: s.Name, Address: s.Address}
+		if s.KeyFile != "" {
+			line, err := hsm.ReadPIN("file:" + s.KeyFile)
+			if err != nil {
+				return usagef("clock.source[%d].key_file: %w", i, err)
+			}
+			source.Key, err = ntp.ParseKey(string(line))
+			clear(line)
+			if err != nil {
+				return usagef("clock.source[%d].key_file: %s: %w", i, s.KeyFile, err)
+			}
+		}
+		cfg.Sources = append(cfg.Sources, source)
+	}
+	for _, l := range a.logs {
+		if err := learn(&cfg.Resume, l.Ledger); err != nil {
+			return err
+		}
+	}
+	if a.monitor, err = ntp.New(cfg); err != nil {
+		return usagef("clock: %w", err)
+	}
+	a.clock.monitor.Store(a.monitor)
+	return nil
+}
+
+// learnBack bounds how far back in a log its last stamps are looked for.
+const learnBack = 10_000
+
+// learn shows the end of a log to the clock.
+func learn(r *clock.Resume, l *ledger.Ledger) error {
+	for i := l.Size(); i > 0 && l.Size()-i < learnBack; i-- {
+		b, err := l.Entry(i - 1)
+		if err != nil {
+			return err
+		}
+		e, err := record.ParseEntry(b)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", i-1, err)
+		}
+		var evidence *clock.Evidence
+		if e.Kind == record.KindClock {
+			evidence = new(clock.Evidence)
+			if err := record.UnmarshalCanonical(e.Body, evidence); err != nil {
+				return fmt.Errorf("entry %d: %w", i-1, err)
+			}
+		}
+		if r.Learn(e.Stamp, evidence) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// recordClock makes a round or a transition durable in every log.
+func (a *appliance) recordClock(ctx context.Context, e clock.Evidence) error {
+	body, err := record.MarshalCanonical(&e)
+	if err != nil {
+		return fmt.Errorf("recording the clock: %w", err)
+	}
+	return a.recordAll(ctx, record.KindClock, body)
+}
+
+// openSealer attaches to the enrolled TPM, if the logs have one.
+func (a *appliance) openSealer(ctx context.Context) error {
+	state, err := a.state()
+	if err != nil {
+		return err
+	}
+	if state.Policy.TPM == nil {
+		return nil
+	}
+	if a.devices.tpm == nil {
+		return usagef("the logs are governed to be sealed by a TPM: name it in [tpm] device")
+	}
+	machine, err := a.devices.tpm.Attach(ctx, state.Policy.TPM)
+	if err != nil {
+		return err
+	}
+	cfg := ledger.SealerConfig{
+		Path: filepath.Join(a.cfg.State, sealerFile), TPM: machine, Policy: state.Policy.Seal,
+		Software: attest.Software{Config: a.config, Exe: a.exe},
+	}
+	for _, l := range a.logs {
+		cfg.Logs = append(cfg.Logs, l.Ledger)
+	}
+	a.sealer, err = ledger.OpenSealer(cfg)
+	return err
+}
+
+// serverConfig describes the appliance to its sockets.
+func (a *appliance) serverConfig(ready func()) server.Config {
+	c := server.Config{
+		Directory: a.cfg.Sockets.Directory, GID: a.cfg.Sockets.GID, Log: a.log, Ready: ready,
+		Status: a.machineStatus, Gauges: a.gauges,
+	}
+	for _, l := range a.logs {
+		c.Logs = append(c.Logs, server.Log{Name: l.Name, Ledger: l.Ledger})
+	}
+	if a.sealer != nil {
+		c.Seal = a.sealer.Seal
+	}
+	return c
+}
+
+// machineStatus is what /v1/status shows beside the logs.
+func (a *appliance) machineStatus() map[string]any {
+	out := map[string]any{"version": version(), "clock": a.clockStatus()}
+	if a.sealer != nil {
+		s := a.sealer.Status()
+		seal := map[string]any{"number": s.Number, "counter": s.Counter, "pending": s.Pending}
+		if !s.At.IsZero() {
+			seal["age_seconds"] = int(time.Since(s.At).Seconds())
+		}
+		for name, text := range map[string]string{"rollback": s.Rollback, "last_error": s.LastError} {
+			if text != "" {
+				seal[name] = text
+			}
+		}
+		out["seal"] = seal
+	}
+	tokens := map[string]any{}
+	for id, t := range a.devices.tokens {
+		_, name, _ := bytes.Cut([]byte(id), []byte("\n"))
+		tokens[string(name)] = t.Health()
+	}
+	out["hsm"] = tokens
+	return out
+}
+
+func (a *appliance) clockStatus() map[string]any {
+	s := a.monitor.Status()
+	out := map[string]any{"state": s.Stamp.State.String(), "rounds": s.Rounds, "failed": s.Failed}
+	if s.Stamp.HasEstimate {
+		out["offset_ns"], out["bound_ns"], out["round"] = s.Stamp.Offset, s.Stamp.Bound, s.Stamp.Round
+	}
+	if s.Unrecorded != "" {
+		out["unrecorded"] = s.Unrecorded
+	}
+	var sources []map[string]any
+	for _, x := range s.Sources {
+		sources = append(sources, map[string]any{"name": x.Name, "address": x.Address, "verdict": x.Verdict, "reason": x.Reason, "offset_ns": x.Offset, "rtt_ns": x.RTT})
+	}
+	out["sources"] = sources
+	return out
+}
+
+// gauges are the machine's numbers for /metrics.
+func (a *appliance) gauges() map[string]float64 {
+	s := a.monitor.Status()
+	out := map[string]float64{"bulla_clock_state": float64(s.Stamp.State), "bulla_clock_rounds": float64(s.Rounds), "bulla_clock_rounds_failed": float64(s.Failed)}
+	if s.Stamp.HasEstimate {
+		out["bulla_clock_offset_seconds"] = float64(s.Stamp.Offset) / 1e9
+		out["bulla_clock_bound_seconds"] = float64(s.Stamp.Bound) / 1e9
+	}
+	if a.sealer != nil {
+		st := a.sealer.Status()
+		out["bulla_seal_number"] = float64(st.Number)
+		out["bulla_seal_counter"] = float64(st.Counter)
+		if !st.At.IsZero() {
+			out["bulla_seal_age_seconds"] = time.Since(st.At).Seconds()
+		}
+	}
+	return out
+}
