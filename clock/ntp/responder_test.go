@@ -39,28 +39,38 @@ type behaviour struct {
 // responder is an NTP server on a loopback port whose every field a test decides.
 type responder struct {
 	conn    *net.UDPConn
+	now     func() time.Time
 	is      atomic.Pointer[behaviour]
 	queries atomic.Int64
 }
 
 func newResponder(t *testing.T, b behaviour) *responder {
 	t.Helper()
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	r, err := listen(b, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &responder{conn: conn}
-	r.is.Store(&b)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		r.serve()
 	}()
 	t.Cleanup(func() {
-		conn.Close()
+		r.conn.Close()
 		<-done
 	})
 	return r
+}
+
+// listen makes a responder that keeps the time of now.
+func listen(b behaviour, now func() time.Time) (*responder, error) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return nil, err
+	}
+	r := &responder{conn: conn, now: now}
+	r.is.Store(&b)
+	return r, nil
 }
 
 func (r *responder) address() string { return r.conn.LocalAddr().String() }
@@ -74,7 +84,7 @@ func (r *responder) serve() {
 		if err != nil {
 			return
 		}
-		received := time.Now()
+		received := r.now()
 		r.queries.Add(1)
 		b := *r.is.Load()
 		if b.silent || n < 48 {
@@ -82,14 +92,14 @@ func (r *responder) serve() {
 		}
 		time.Sleep(b.before)
 		if b.before > 0 {
-			received = time.Now()
+			received = r.now()
 		}
 		if b.spoof {
-			forged := b.answer(q[:n], received)
+			forged := b.answer(q[:n], received, r.now())
 			forged[24] ^= 1
 			r.conn.WriteToUDP(forged, from)
 		}
-		a := b.answer(q[:n], received)
+		a := b.answer(q[:n], received, r.now())
 		if b.after > 0 {
 			go func() {
 				time.Sleep(b.after)
@@ -101,7 +111,7 @@ func (r *responder) serve() {
 	}
 }
 
-func (b behaviour) answer(q []byte, received time.Time) []byte {
+func (b behaviour) answer(q []byte, received, now time.Time) []byte {
 	a := make([]byte, 48)
 	version, mode, stratum, disp, ref := b.version, b.mode, b.stratum, b.rootDisp, b.reference
 	if version == 0 {
@@ -136,7 +146,7 @@ func (b behaviour) answer(q []byte, received time.Time) []byte {
 		a[24] ^= 1
 	}
 	putTime(a[32:], received.Add(b.offset))
-	sent := time.Now().Add(b.offset + b.claim)
+	sent := now.Add(b.offset + b.claim)
 	if b.rollback {
 		sent = received.Add(b.offset - time.Second)
 	}
