@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -145,7 +146,28 @@ func (c *Config) check() ([]Source, error) {
 		names[s.Name], addresses[address] = true, true
 		sources[i] = s
 	}
-	return sources, nil
+	return sources, unmixed(sources)
+}
+
+// smearers are operators, by the end of their servers' names, that spread a leap second over a day: half a second away from UTC in
+// the middle of it, without saying so.
+var smearers = []string{"google.com", "time.aws.com", "amazon.pool.ntp.org", "169.254.169.123", "facebook.com"}
+
+// unmixed refuses sources that would disagree about a leap second, as far as they are known.
+func unmixed(sources []Source) error {
+	smears := map[bool]string{}
+	for _, s := range sources {
+		host, _, err := net.SplitHostPort(s.Address)
+		if err != nil {
+			return fmt.Errorf("clock.source: %w", err)
+		}
+		host = strings.ToLower(strings.TrimSuffix(host, "."))
+		smears[slices.ContainsFunc(smearers, func(o string) bool { return host == o || strings.HasSuffix(host, "."+o) })] = s.Address
+	}
+	if len(smears) > 1 {
+		return fmt.Errorf("clock.source: %s smears leap seconds and %s does not: they will disagree by half a second; use one kind", smears[true], smears[false])
+	}
+	return nil
 }
 
 // withPort adds NTP's port to an address that has none.

@@ -78,6 +78,8 @@ func TestConfigIsChecked(t *testing.T) {
 		{"same name", Config{Sources: append(four[:3:3], Source{Name: "a", Address: "e"}), Policy: clock.DefaultPolicy(), Record: record}, "configured twice"},
 		{"no address", Config{Sources: append(four[:3:3], Source{Name: "e"}), Policy: clock.DefaultPolicy(), Record: record}, `clock.source[3].address: ""`},
 		{"bad port", Config{Sources: append(four[:3:3], Source{Address: "e:70000"}), Policy: clock.DefaultPolicy(), Record: record}, "the port is a number"},
+		{"smeared and not", Config{Sources: append(four[:3:3], Source{Address: "TIME2.google.com."}), Policy: clock.DefaultPolicy(), Record: record}, "smears leap seconds and"},
+		{"not google", Config{Sources: append(four[:3:3], Source{Address: "notgoogle.com"}), Policy: clock.DefaultPolicy(), Record: record}, ""},
 		{"name too long", Config{Sources: append(four[:3:3], Source{Name: strings.Repeat("x", 256), Address: "e"}), Policy: clock.DefaultPolicy(), Record: record}, "longer than 255"},
 	} {
 		_, err := New(c.cfg)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"syscall"
@@ -77,6 +78,9 @@ func dial(ctx context.Context, remote string) (c net.Conn, stop func() bool, err
 	var d net.Dialer
 	if c, err = d.DialContext(ctx, "udp", remote); err != nil {
 		return nil, nil, err
+	}
+	if _, ok := c.(*net.UDPConn); !ok { // of which beevik/ntp would not have the kernel's time
+		return nil, nil, errors.Join(fmt.Errorf("a UDP socket is a %T", c), c.Close())
 	}
 	return c, context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) }), nil
 }
