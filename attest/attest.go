@@ -75,10 +75,13 @@ type Enrolment struct {
 	AK             []byte      `json:"ak"`              // TPMT_PUBLIC
 	AKName         []byte      `json:"ak_name"`         // TPM2B_NAME without size: 0x000B || SHA-256(AK)
 	Base           record.Hash `json:"base"`            // seal PCR when the log was made
+	ClockUpdate    uint32      `json:"clock_update"`    // how often the TPM saves its clock, ms: by so much power cuts may set it back
 	Counter        Counter     `json:"counter"`         // as it was then
+	EK             []byte      `json:"ek"`              // TPMT_PUBLIC of the endorsement key
 	EKCertificates [][]byte    `json:"ek_certificates"` // DER, the endorsement key's first, then its chain as far as known
 	Firmware       string      `json:"firmware"`        // as the TPM says
 	Manufacturer   string      `json:"manufacturer"`
+	Model          string      `json:"model"`
 	PCR            int         `json:"pcr"`               // the seal PCR
 	Previous       record.Hash `json:"previous,omitzero"` // SHA-256 of the quote of seal number Seal; absent with none
 	Seal           uint64      `json:"seal"`              // number of the machine's last seal before this log; 0: none

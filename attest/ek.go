@@ -1,11 +1,16 @@
 package attest
 
 import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 // Object identifiers of EK certificates (TCG EK Credential Profile, section 3).
@@ -30,4 +35,77 @@ func VerifyEK(der []byte, roots, intermediates *x509.CertPool) ([]*x509.Certific
 		return nil, fmt.Errorf("EK certificate: %w", err)
 	}
 	return chains[0], nil
+}
+
+// CheckEK checks that a TPMT_PUBLIC is an endorsement key, a restricted decryption key that never leaves its TPM, and the one that
+// the certificate is for.
+func CheckEK(public []byte, c *x509.Certificate) error {
+	p, err := parseEK(public)
+	if err != nil {
+		return err
+	}
+	key, err := tpm2.Pub(*p)
+	if err != nil {
+		return fmt.Errorf("EK: %w", err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return fmt.Errorf("EK: %w", err)
+	}
+	if !bytes.Equal(spki, c.RawSubjectPublicKeyInfo) {
+		return errors.New("EK: the certificate is for another key")
+	}
+	return nil
+}
+
+func parseEK(public []byte) (*tpm2.TPMTPublic, error) {
+	p, err := parsePublic(public)
+	if err != nil {
+		return nil, fmt.Errorf("EK: %w", err)
+	}
+	if a := p.ObjectAttributes; !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin || !a.Restricted || !a.Decrypt || a.SignEncrypt {
+		return nil, errors.New("EK: it is not a restricted decryption key that was made in a TPM and stays there")
+	}
+	return p, nil
+}
+
+// Credential is a secret that only the TPM that holds both an endorsement key and an attestation key can open: the proof that the
+// attestation key is of the TPM that the certificate is for (TPM2_MakeCredential; Part 1, section 24).
+type Credential struct {
+	Blob   []byte `json:"blob"`   // TPM2B_ID_OBJECT, without size
+	Secret []byte `json:"secret"` // TPM2B_ENCRYPTED_SECRET, without size
+}
+
+// MakeCredential makes a credential for an enrolled TPM, and the secret that opening it must give. It needs no TPM. It proves nothing
+// of an enrolment whose EK certificate has not been checked with VerifyEK and CheckEK.
+func MakeCredential(e *Enrolment) (c *Credential, secret [32]byte, err error) {
+	ak, err := ParseAK(e.AK)
+	if err != nil {
+		return nil, secret, fmt.Errorf("making a credential: %w", err)
+	}
+	p, err := parseEK(e.EK)
+	if err != nil {
+		return nil, secret, fmt.Errorf("making a credential: %w", err)
+	}
+	ek, err := tpm2.ImportEncapsulationKey(p)
+	if err != nil {
+		return nil, secret, fmt.Errorf("making a credential: EK: %w", err)
+	}
+	if _, err := rand.Read(secret[:]); err != nil {
+		return nil, secret, fmt.Errorf("making a credential: %w", err)
+	}
+	c = new(Credential)
+	if c.Blob, c.Secret, err = tpm2.CreateCredential(rand.Reader, ek, ak.Name, secret[:]); err != nil {
+		return nil, secret, fmt.Errorf("making a credential: %w", err)
+	}
+	return c, secret, nil
+}
+
+// qualifiedName is the qualified Name of a primary key of the endorsement hierarchy (Part 1, section 26.5): attestations by it name
+// their signer so. A key elsewhere in the TPM has another.
+func qualifiedName(name []byte) []byte {
+	h := sha256.New()
+	h.Write(tpm2.HandleName(tpm2.TPMRHEndorsement).Buffer)
+	h.Write(name)
+	return h.Sum([]byte{0x00, 0x0B})
 }

@@ -1,13 +1,19 @@
 package tpm
 
-import "github.com/google/go-tpm/tpm2"
+import (
+	"context"
+
+	"github.com/google/go-tpm/tpm2"
+)
 
 // Leak loads objects and does not flush them.
 func Leak(t *TPM, n int) error {
-	for range n {
-		if _, err := (tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}).Execute(t.conn); err != nil {
-			return err
+	return t.do(context.Background(), func(b bus) error {
+		for range n {
+			if _, err := (tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}).Execute(b); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -77,11 +77,11 @@ func TestEnrolAndAttest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := x.Enrol(ctx, tpm.EnrolConfig{Roots: roots, PCR: sealPCR}); !errors.Is(err, tpm.ErrEnrolled) {
+	if _, err := x.Enrol(ctx, tpm.EnrolConfig{Roots: roots, PCR: sealPCR}); !errors.Is(err, tpm.ErrExists) {
 		t.Errorf("enrolled twice: %v", err)
 	}
-	for _, pcr := range []int{-1, 16, 23, 24} {
-		if _, err := x.Enrol(ctx, tpm.EnrolConfig{Roots: roots, PCR: pcr}); err == nil || errors.Is(err, tpm.ErrEnrolled) {
+	for _, pcr := range []int{-1, 16, 17, 23, 24} {
+		if _, err := x.Enrol(ctx, tpm.EnrolConfig{Roots: roots, PCR: pcr}); err == nil || errors.Is(err, tpm.ErrExists) {
 			t.Errorf("seal PCR %d: %v", pcr, err)
 		}
 	}
@@ -153,7 +153,7 @@ func TestKey(t *testing.T) {
 	if _, err := x.GenerateKey(t.Context(), uri); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := x.GenerateKey(t.Context(), uri); !errors.Is(err, tpm.ErrEnrolled) {
+	if _, err := x.GenerateKey(t.Context(), uri); !errors.Is(err, tpm.ErrExists) {
 		t.Errorf("made over an existing key: %v", err)
 	}
 	k, err := x.Key(t.Context(), uri)

@@ -1,9 +1,3 @@
-// Package tpm talks to a TPM 2.0: quotes, a counter, signing keys. It satisfies attest.TPM for an enrolled machine, and its keys are
-// crypto.Signers.
-//
-// The transport is our own because a TPM hangs, restarts and loses answers: every command has a deadline, a broken connection is
-// made anew for the next command, the TPM's "try again" codes are waited out, and a command whose answer was lost is reported as
-// attest.ErrUnknown, so that nobody repeats an increment blindly.
 package tpm
 
 import (
@@ -14,8 +8,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -26,28 +20,23 @@ import (
 // ErrUnavailable means that the TPM does not answer now; nothing was executed. Try again later.
 var ErrUnavailable = errors.New("TPM unavailable")
 
-// Config says where a TPM is.
-type Config struct {
-	Address string        // /dev/tpmrm0, or unix:PATH of an swtpm's data socket
-	Timeout time.Duration // of one command, waiting for "try again" included; 0: 10 s (a TPM may take seconds to make a key)
-}
-
 const (
 	defaultTimeout = 10 * time.Second
 	maxMessage     = 4096 // bytes of a command or response (Part 2, TPM2_MAX_COMMAND_SIZE)
 	headerSize     = 10
 )
 
-// conn sends commands, one at a time. It is a go-tpm transport.TPM.
+// conn exchanges commands for responses, one at a time; its caller sees to that. It is closed after an error, and made anew for the
+// next command.
 type conn struct {
 	network, path string // network "": a device file
+	managed       bool   // a resource manager is in between: what this process leaks, nobody else's command suffers from
 	timeout       time.Duration
 
-	mu sync.Mutex
-	c  stream // nil: to be opened
+	s stream // nil: to be opened
 }
 
-// stream is an open connection to a TPM.
+// stream is an open way to a TPM. A read or write that passes the deadline fails with os.ErrDeadlineExceeded.
 type stream interface {
 	io.ReadWriteCloser
 	SetDeadline(time.Time) error
@@ -63,56 +52,64 @@ func newConn(cfg Config) (*conn, error) {
 	} else if !strings.HasPrefix(cfg.Address, "/") {
 		return nil, fmt.Errorf("TPM address %q: must be a device, as /dev/tpmrm0, or unix:PATH", cfg.Address)
 	}
+	c.managed = c.network == "" && strings.HasPrefix(filepath.Base(c.path), "tpmrm")
 	return c, nil
 }
 
-// Send sends a command and returns its response. It waits out the TPM's "try again" codes within the deadline.
-func (c *conn) Send(in []byte) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// exchange sends a command and returns its response. It waits out the TPM's "try again" codes within the timeout and ctx's deadline;
+// once a command has been sent, the end of ctx no longer stops the wait for its answer.
+func (c *conn) exchange(ctx context.Context, in []byte) ([]byte, error) {
 	deadline := time.Now().Add(c.timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		out, err := c.once(in, deadline)
-		if err != nil || !again(out) || time.Now().Add(pause).After(deadline) {
-			return out, err
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		time.Sleep(pause)
+		out, err := c.once(in, deadline)
+		if err != nil {
+			return nil, err
+		}
+		code := tpm2.TPMRC(binary.BigEndian.Uint32(out[6:]))
+		if !again(code) {
+			return out, nil
+		}
+		if time.Now().Add(pause).After(deadline) {
+			return nil, fmt.Errorf("%w: it keeps asking to try again: %w", ErrUnavailable, code)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
 	}
 }
 
-// again reports whether a response asks to send the command once more; it was not executed (Part 2, section 6.6.3).
-func again(out []byte) bool {
-	switch tpm2.TPMRC(binary.BigEndian.Uint32(out[6:])) {
+// again reports whether a response code asks to send the command once more; it was not executed (Part 2, section 6.6.3).
+func again(code tpm2.TPMRC) bool {
+	switch code {
 	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
 		return true
 	}
 	return false
 }
 
-// once sends a command and reads its response. After any error the connection is closed, and made anew for the next command.
+// once sends a command and reads its response.
 func (c *conn) once(in []byte, deadline time.Time) (out []byte, err error) {
 	if len(in) < headerSize || len(in) > maxMessage {
 		return nil, fmt.Errorf("a TPM command of %d bytes", len(in))
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.close())
-		}
-	}()
-	kept := c.c != nil
+	kept := c.s != nil
 	err = c.send(in, deadline)
-	if kept && errors.Is(err, ErrUnavailable) { // the TPM was restarted since the last command
-		if err := c.close(); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
+	if kept && c.s == nil && errors.Is(err, ErrUnavailable) { // the TPM was restarted since the last command
 		err = c.send(in, deadline)
 	}
 	if err != nil {
 		return nil, err
 	}
-	out, err = c.read()
+	out, err = c.receive()
 	if err != nil {
-		return nil, fmt.Errorf("%w: reading the answer: %w", attest.ErrUnknown, err)
+		return nil, fmt.Errorf("%w: reading the answer: %w", attest.ErrUnknown, c.broken(err))
 	}
 	return out, nil
 }
@@ -122,23 +119,23 @@ func (c *conn) send(in []byte, deadline time.Time) error {
 	if err := c.open(deadline); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if err := c.c.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	if err := c.s.SetDeadline(deadline); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, c.broken(err))
 	}
-	n, err := c.c.Write(in)
+	n, err := c.s.Write(in)
 	switch {
 	case err == nil:
 		return nil
-	case n == 0 && !errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case n == 0:
+		return fmt.Errorf("%w: %w", ErrUnavailable, c.broken(err))
 	}
-	return fmt.Errorf("%w: sending it: %w", attest.ErrUnknown, err)
+	return fmt.Errorf("%w: sending it: %w", attest.ErrUnknown, c.broken(err))
 }
 
-// read reads one response. A device gives it in one piece; a socket may not.
-func (c *conn) read() ([]byte, error) {
+// receive reads one response. A device gives it in one piece; a socket may not.
+func (c *conn) receive() ([]byte, error) {
 	buf := make([]byte, maxMessage)
-	n, err := io.ReadAtLeast(c.c, buf, headerSize)
+	n, err := io.ReadAtLeast(c.s, buf, headerSize)
 	if err != nil {
 		return nil, err
 	}
@@ -146,117 +143,65 @@ func (c *conn) read() ([]byte, error) {
 	if size < headerSize || size > maxMessage || size < n {
 		return nil, fmt.Errorf("a response of %d bytes that says it has %d", n, size)
 	}
-	if _, err := io.ReadFull(c.c, buf[n:size]); err != nil {
+	if _, err := io.ReadFull(c.s, buf[n:size]); err != nil {
 		return nil, err
 	}
 	return buf[:size], nil
 }
 
 func (c *conn) open(deadline time.Time) error {
-	if c.c != nil {
+	if c.s != nil {
 		return nil
 	}
 	if c.network == "" {
-		f, err := os.OpenFile(c.path, os.O_RDWR, 0)
+		d, err := openDevice(c.path)
 		if err != nil {
 			return err
 		}
-		c.c = f
+		c.s = d
+	} else {
+		s, err := (&net.Dialer{Deadline: deadline}).Dial(c.network, c.path)
+		if err != nil {
+			return err
+		}
+		c.s = s
+	}
+	if c.managed {
 		return nil
 	}
-	s, err := (&net.Dialer{Deadline: deadline}).Dial(c.network, c.path)
-	if err != nil {
+	if err := flushAll(direct{c, deadline}); err != nil {
+		return fmt.Errorf("making room in it: %w", errors.Join(err, c.close()))
+	}
+	return nil
+}
+
+// broken closes what failed, so that the next command opens it anew. A device that is late keeps its connection: the kernel would
+// wait for the answer in close, and hands it out when it comes.
+func (c *conn) broken(err error) error {
+	if _, device := c.s.(*device); device && errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	c.c = s.(*net.UnixConn)
-	return nil
+	return errors.Join(err, c.close())
 }
 
 func (c *conn) close() error {
-	if c.c == nil {
+	if c.s == nil {
 		return nil
 	}
-	err := c.c.Close()
-	c.c = nil
+	err := c.s.Close()
+	c.s = nil
 	return err
 }
 
-// Close lets go of the TPM.
-func (c *conn) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.close()
+// direct is a conn that is being opened, as a go-tpm transport.
+type direct struct {
+	c        *conn
+	deadline time.Time
 }
 
-// TPM is an open TPM. Its methods may be used concurrently; the TPM executes one command at a time.
-type TPM struct {
-	conn *conn
-	raw  bool // no resource manager in between: what is leaked stays
-	mu   sync.Mutex
-}
-
-// Open opens a TPM and makes sure that it answers. On one without a resource manager it flushes what an earlier process left loaded.
-func Open(ctx context.Context, cfg Config) (*TPM, error) {
-	c, err := newConn(cfg)
-	if err != nil {
-		return nil, err
+func (d direct) Send(in []byte) ([]byte, error) {
+	if d.c.s == nil {
+		return nil, errors.New("the connection broke")
 	}
-	t := &TPM{conn: c, raw: c.network != ""}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if t.raw {
-		err = t.flushLeaked()
-	} else {
-		_, err = tpm2.ReadClock{}.Execute(c)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the TPM at %s: %w", cfg.Address, err), c.Close())
-	}
-	return t, nil
-}
-
-// Close lets go of the TPM.
-func (t *TPM) Close() error { return t.conn.Close() }
-
-// flushLeaked removes transient objects and sessions that a process left behind; three of either fill a TPM.
-func (t *TPM) flushLeaked() error {
-	for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} {
-		handles, err := t.handles(first)
-		if err != nil {
-			return err
-		}
-		for _, h := range handles {
-			if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(t.conn); err != nil {
-				return fmt.Errorf("TPM2_FlushContext %x: %w", h, err)
-			}
-		}
-	}
-	return nil
-}
-
-// handles lists the handles in use of one kind, from first on.
-func (t *TPM) handles(first uint32) ([]tpm2.TPMHandle, error) {
-	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 254}.Execute(t.conn)
-	if err != nil {
-		return nil, fmt.Errorf("TPM2_GetCapability handles %x: %w", first, err)
-	}
-	l, err := r.CapabilityData.Data.Handles()
-	if err != nil {
-		return nil, fmt.Errorf("TPM2_GetCapability handles %x: %w", first, err)
-	}
-	return l.Handle, nil
-}
-
-// property reads one fixed property as text.
-func (t *TPM) property(p tpm2.TPMPT) (uint32, error) {
-	r, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(p), PropertyCount: 1}.Execute(t.conn)
-	if err != nil {
-		return 0, fmt.Errorf("TPM2_GetCapability property %x: %w", uint32(p), err)
-	}
-	l, err := r.CapabilityData.Data.TPMProperties()
-	if err != nil || len(l.TPMProperty) != 1 || l.TPMProperty[0].Property != p {
-		return 0, fmt.Errorf("TPM2_GetCapability property %x: not there (%v)", uint32(p), err)
-	}
-	return l.TPMProperty[0].Value, nil
+	return d.c.once(in, d.deadline)
 }
