@@ -14,7 +14,8 @@
 //	leap.go        leap seconds
 //	discipline.go  the state machine: rounds, steps, suspends, time passing
 //	evidence.go    what is recorded of all this
-//	check.go       the same again, by an auditor, from the evidence alone
+//	check.go       the same again, by an auditor, from the evidence alone; compare.go says what differs
+//	arith.go       integers that saturate
 //
 // Nothing here reads a clock or a socket: package clock/ntp does. All arithmetic that an auditor repeats is on integers, with
 // nanoseconds (ns) and parts per billion (ppb) as units, and saturates instead of overflowing, so that it yields the same on every
