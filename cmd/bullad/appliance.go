@@ -130,7 +130,7 @@ func (a *appliance) system(ctx context.Context, s *record.System) error {
 	return a.recordAll(ctx, record.KindSystem, body)
 }
 
-// serve runs the appliance until ctx ends or it cannot go on.
+// serve runs the appliance until ctx ends or it cannot go on. ready is called once it serves, and as soon as it takes events.
 func (a *appliance) serve(ctx context.Context, ready func()) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if err := a.system(ctx, &record.System{Event: record.SystemStart, Version: version(), Exe: &a.exe, Config: &a.config}); err != nil {
@@ -150,12 +150,43 @@ func (a *appliance) serve(ctx context.Context, ready func()) error {
 			}
 		})
 	}
-	g.Go(func() error { return server.Serve(ctx, a.serverConfig(ready)) })
+	serving := make(chan struct{})
+	g.Go(func() error { return server.Serve(ctx, a.serverConfig(func() { close(serving) })) })
+	g.Go(func() error {
+		select {
+		case <-serving:
+			if a.takesEvents(ctx); ctx.Err() == nil {
+				ready()
+			}
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	err := g.Wait()
 	if errors.Is(err, ledger.ErrUnknown) {
 		return err
 	}
 	return errors.Join(ignoreCanceled(err), a.stop())
+}
+
+// takesEvents waits until events are taken: the clock is within policy and the last seal is settled. It returns earlier with ctx.
+func (a *appliance) takesEvents(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		fit := true
+		for _, l := range a.logs {
+			fit = fit && l.Held() == nil && l.State().Policy.Clock.Allows(a.clock.Now()) == nil
+		}
+		if fit {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // stop seals and records the end, as far as the devices still answer.

@@ -111,8 +111,11 @@ func (t *throwaway) create(ctx context.Context) (err error) {
 	if _, err := t.hsm.InitToken(ctx, "dev"); err != nil {
 		return err
 	}
+	if err := os.Mkdir(t.path("officers"), 0o700); err != nil {
+		return err
+	}
 	for _, name := range []string{"alice", "bob", "carol"} {
-		if err := softhsmtest.CreateOfficer(t.path("officers"), name); err != nil {
+		if _, err := softhsmtest.CreateOfficer(t.path("officers"), name); err != nil {
 			return err
 		}
 	}
