@@ -86,6 +86,14 @@ func (p *process) until(ctx context.Context, ready func() error) error {
 
 // ended reports whether the process has ended, after waiting for that at most the given time.
 func (p *process) ended(within time.Duration) bool {
+	if within <= 0 {
+		select {
+		case <-p.done:
+			return true
+		default:
+			return false
+		}
+	}
 	select {
 	case <-p.done:
 		return true
