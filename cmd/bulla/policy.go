@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"bulla/ceremony"
+	"bulla/internal/durable"
+	"bulla/record"
+	"bulla/verify"
+)
+
+func (t *tool) policyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Make the file that says what an auditor trusts",
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if len(given) > 0 {
+				return usagef("unknown command %q; see `bulla policy --help`", given[0])
+			}
+			return cmd.Help()
+		},
+	}
+	var out string
+	initialize := &cobra.Command{
+		Use:   "init",
+		Short: "Make a policy of what a running appliance says of itself",
+		Long: `init asks a running appliance for its verifier keys and its genesis, and makes a policy of them.
+
+What it writes is worth what the way to the appliance is worth: compare the genesis hash and the keys with what the ceremony's minutes
+or the operator's records say before trusting it. Do this once, when the log is made, and keep the file elsewhere.`,
+		Example: "  bulla policy init --out auditor.policy",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := t.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return t.policyInit(cmd.Context(), a, out)
+		},
+	}
+	initialize.Flags().StringVar(&out, "out", "", "file to make; it must not exist (default: standard output)")
+	cmd.AddCommand(initialize)
+	return cmd
+}
+
+func (t *tool) policyInit(ctx context.Context, a *appliance, out string) error {
+	b, err := a.entry(ctx, 0)
+	if err != nil {
+		return err
+	}
+	p, words, err := policyOf(b)
+	if err != nil {
+		return coded(exitUnavailable, fmt.Errorf("the appliance's genesis: %w", err))
+	}
+	text, err := p.MarshalText()
+	if err != nil {
+		return coded(exitUnavailable, err)
+	}
+	head := fmt.Sprintf("# What the appliance of log %s said of itself. Compare it with the minutes before trusting it.\n# The genesis in words: %s\n", a.log.Origin, words)
+	text = append([]byte(head), text...)
+	if out == "" {
+		_, err = t.out.Write(text)
+	} else if err = durable.Create(out, text, 0o644); errors.Is(err, fs.ErrExist) {
+		return usagef("%s exists: a policy is made once; remove it first if you mean it", out)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(t.err, "bulla: this policy rests on the appliance's own word: compare the genesis hash with the minutes of the ceremony")
+	return nil
+}
+
+// policyOf is the policy that trusts a log from its genesis on, and the genesis's hash in words.
+func policyOf(entry []byte) (*verify.Policy, string, error) {
+	e, err := record.ParseEntry(entry)
+	if err != nil {
+		return nil, "", err
+	}
+	leaf := record.LeafHash(entry)
+	state, err := ceremony.State{}.Apply(e, leaf)
+	if err != nil {
+		return nil, "", err
+	}
+	p := &verify.Policy{Genesis: map[string]record.Hash{e.Log: leaf}, NoSeals: state.Policy.TPM == nil}
+	if p.VKeys, err = state.VKeys(); err != nil {
+		return nil, "", err
+	}
+	words := ""
+	for i, w := range record.Words(leaf) {
+		if i > 0 {
+			words += " "
+		}
+		words += w
+	}
+	return p, words, nil
+}
