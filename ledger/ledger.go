@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/ceremony"
 	"bulla/clock"
@@ -52,6 +53,7 @@ type Store interface {
 	Marks(kind record.Kind, from uint64, f func(index uint64) bool) error
 	LastMark(kind record.Kind) (index uint64, ok bool, err error)
 	ReadHashes(indexes []int64) ([]record.Hash, error)
+	Tile(t tlog.Tile) ([]byte, error)
 	Close() error
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"bulla/ceremony"
 	"bulla/record"
-	"bulla/store"
 )
 
 // Result is where a request's events are, under one signed checkpoint that covers them all.
@@ -134,23 +133,7 @@ func (l *Ledger) RootAt(size uint64) (record.Hash, error) {
 
 // Tile returns the bytes of a C2SP tlog tile of height 8: hashes, or with level -1 a bundle of entries. The error wraps
 // store.ErrNotFound for a tile that the log does not reach.
-func (l *Ledger) Tile(t tlog.Tile) ([]byte, error) {
-	if t.L >= 0 {
-		return tlog.ReadTileData(t, l.store)
-	}
-	var out []byte
-	from := uint64(t.N) << 8
-	n := 0
-	err := l.store.Range(from, from+uint64(t.W), func(_ uint64, e []byte) bool {
-		out = record.AppendBundle(out, e)
-		n++
-		return true
-	})
-	if err == nil && n != t.W {
-		err = fmt.Errorf("entries %d to %d: %w", from, from+uint64(t.W), store.ErrNotFound)
-	}
-	return out, err
-}
+func (l *Ledger) Tile(t tlog.Tile) ([]byte, error) { return l.store.Tile(t) }
 
 // Status is how a log is doing.
 type Status struct {

@@ -406,6 +406,25 @@ func (l *Log) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, err
 }
 
+// Tile returns the bytes of a C2SP tlog tile of height 8: hashes, or with level -1 a bundle of entries. The error wraps ErrNotFound
+// for a tile that the log does not reach.
+func (l *Log) Tile(t tlog.Tile) ([]byte, error) {
+	if t.L >= 0 {
+		return tlog.ReadTileData(t, l)
+	}
+	var out []byte
+	from, n := uint64(t.N)<<8, 0
+	err := l.Range(from, from+uint64(t.W), func(_ uint64, e []byte) bool {
+		out = record.AppendBundle(out, e)
+		n++
+		return true
+	})
+	if err == nil && n != t.W {
+		err = fmt.Errorf("entries %d to %d: %w", from, from+uint64(t.W), ErrNotFound)
+	}
+	return out, err
+}
+
 // seek finds the batch that holds, or would hold, the entry.
 func seek(batches *bbolt.Bucket, c *bbolt.Cursor, entry uint64) ([]byte, *bbolt.Bucket) {
 	k, _ := c.Seek(key(entry))

@@ -157,7 +157,7 @@ func (c *commissioning) time(ctx context.Context, cfg *Config) {
 	}
 	s := monitor.Status()
 	cancel()
-	if err := ignoreCanceled(<-done); err != nil {
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		c.report("clock", "", err)
 		return
 	}
