@@ -11,7 +11,7 @@ finish() {
   rm -rf "$work"
 }
 trap finish EXIT
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [ -t 1 ]; then say() { printf '\n\033[1m%s\033[0m\n' "$*"; }; else say() { printf '\n%s\n' "$*"; }; fi
 run() { printf '$ %s\n' "$*"; "$@"; }
 
 say "1. A complete appliance: SoftHSM token, TPM with EK certificate, five time sources, one log"
@@ -51,8 +51,11 @@ run bulla verify "$work/evidence" --policy "$work/dev/auditor.policy" --receipt 
 
 say "6. The same seal, checked by tools that have never heard of Bulla"
 seal=$(ls "$work/evidence/seals" | sort -n | tail -n 1)
-(cd "$work/evidence/seals/$seal" && run tpm2_checkquote -u ak.pem -m quote.attest -s quote.sig -g sha256 -q "$(sha256sum <statement.json | cut -c1-64)" >/dev/null &&
-  run openssl dgst -sha256 -verify ak.pem -signature quote.der quote.attest)
+cd "$work/evidence/seals/$seal"
+statement=$(sha256sum <statement.json | cut -c1-64)
+run tpm2_checkquote -u ak.pem -m quote.attest -s quote.sig -g sha256 -q "$statement" | tail -n 1
+run openssl dgst -sha256 -verify ak.pem -signature quote.der quote.attest
+cd - >/dev/null
 
 say "7. One byte of one stored entry is flipped in a copy"
 cp -r "$work/evidence" "$work/tampered"
