@@ -137,7 +137,23 @@ type Software struct {
 type Abandoned struct {
 	Attest    []byte          `json:"attest"`    // A
 	Signature []byte          `json:"signature"` // A's
-	Statement json.RawMessage `json:"statement"`
+	Statement json.RawMessage `json:"statement"` // without its own list, which is what comes before it in this one
+}
+
+// Abandon is the list of abandoned seals for the next statement, after the machine was reset before a statement was quoted: what it
+// listed, and itself. a is the attestation of the counter that it names.
+func Abandon(statement []byte, a Signed) ([]Abandoned, error) {
+	s, err := ParseStatement(statement)
+	if err != nil {
+		return nil, err
+	}
+	list := s.Abandoned
+	s.Abandoned = nil
+	b, err := s.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return append(list, Abandoned{Attest: a.Attest, Signature: a.Signature, Statement: b}), nil
 }
 
 // Seal is the body of an entry of kind seal.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 
 	"bulla/record"
 )
@@ -44,6 +45,7 @@ const (
 	RuleCounterBoot  Rule = "seal.counter.boot"
 	RuleHead         Rule = "seal.head"
 	RuleHeadOrder    Rule = "seal.head.order"
+	RuleAbandoned    Rule = "seal.abandoned"
 )
 
 // Rules says what the violation of each rule means.
@@ -62,7 +64,7 @@ var Rules = map[Rule]string{
 	RulePCRReplay:    "something that no statement accounts for was extended into the seal PCR: a fork, or another program",
 	RuleOneBoot:      "the machine was reset between the two signatures of one seal",
 	RuleClock:        "the TPM's clock or its counts run backwards: an older state, another TPM, or TPM2_Clear",
-	RuleSigner:       "the two signatures of one seal are of different keys",
+	RuleSigner:       "the signer is not the enrolled key in the endorsement hierarchy: what it says of resets is obfuscated, or it is another key",
 	RuleFirmware:     "the TPM's firmware changed between the two signatures of one seal",
 	RuleNumber:       "a seal is missing, or was put in twice",
 	RulePrevious:     "the seal follows on another one than the one before it",
@@ -70,29 +72,36 @@ var Rules = map[Rule]string{
 	RuleCounterBoot:  "the first seal after a reset does not have a new counter value",
 	RuleHead:         "the sealed head is not the log's: the log was rewritten after it was sealed, or the seal is another log's",
 	RuleHeadOrder:    "a later seal is over a smaller log",
+	RuleAbandoned:    "an abandoned seal is not one that a reset of the machine interrupted after the last seal",
 }
 
 // Replay checks the seals of one log in their order. Each violated rule is a finding; after one, replay goes on from what the seal
 // says, so that one fault is not reported at every later seal.
 type Replay struct {
-	e  Enrolment
-	ak *AK
+	e      Enrolment
+	ak     *AK
+	signer []byte // the AK's qualified Name
 
 	// Head returns the hash of the log's checkpoint text at a size, if the log has reached it.
 	Head func(size uint64) (record.Hash, bool)
 	// Log is the log's origin.
 	Log string
 
-	last   *sealed
-	number uint64
-	quote  record.Hash
-	pcr    record.Hash
-	value  uint64 // of the counter
-	size   uint64 // of the log, at the last seal
+	number  uint64 // of the last seal
+	quote   record.Hash
+	boot    boot
+	value   uint64 // of the counter
+	size    uint64 // of the log, at the last seal
+	counted uint64 // of the log, at the last seal before the counter grew last
 }
 
-// sealed is what the last seal left.
-type sealed struct{ clock ClockInfo }
+// boot is what is known of the TPM between two attestations.
+type boot struct {
+	clock *ClockInfo    // at the last one; nil: of the enrolment, which does not say
+	pcr   []record.Hash // values that the seal PCR may have, within the same boot
+	late  []record.Hash // values that it may have after a reset: zero, or with an interrupted extension
+	over  bool          // the last one was of an abandoned seal: this boot has ended
+}
 
 // NewReplay begins at an enrolment.
 func NewReplay(e Enrolment, log string, head func(size uint64) (record.Hash, bool)) (*Replay, error) {
@@ -103,11 +112,19 @@ func NewReplay(e Enrolment, log string, head func(size uint64) (record.Hash, boo
 	if !bytes.Equal(ak.Name, e.AKName) {
 		return nil, fmt.Errorf("enrolment: the AK's name is %x, not %x", ak.Name, e.AKName)
 	}
-	return &Replay{e: e, ak: ak, Head: head, Log: log, number: e.Seal, quote: e.Previous, pcr: e.Base, value: e.Counter.Value}, nil
+	return &Replay{
+		e: e, ak: ak, signer: qualifiedName(ak.Name), Head: head, Log: log,
+		number: e.Seal, quote: e.Previous, value: e.Counter.Value, boot: boot{pcr: []record.Hash{e.Base}, late: []record.Hash{{}}},
+	}, nil
 }
 
-// Sealed is the size of the log that the last good seal covers, and its number.
+// Sealed is the size of the log that the last seal covers, and its number.
 func (r *Replay) Sealed() (size, number uint64) { return r.size, r.number }
+
+// Counted is the size of the log at the last seal before the counter last grew. To somebody who can reset the TPM, a store put back to
+// that point looks as if it had just begun to use the counter's present value: what was sealed later is anchored only by evidence
+// kept elsewhere.
+func (r *Replay) Counted() uint64 { return r.counted }
 
 // Next checks the next seal, the body of an entry.
 func (r *Replay) Next(body []byte) []Finding {
@@ -128,49 +145,62 @@ func (r *Replay) Next(body []byte) []Finding {
 	if err != nil {
 		return c.fail(RuleFormat, "a quote", err.Error())
 	}
-	r.alone(c, s, st, a, q)
-	r.inOrder(c, st, a, q, sha256.Sum256(s.Statement))
-	r.heads(c, st)
+	digest := sha256.Sum256(s.Statement)
+	r.certified(c, s.Counter, st, a)
+	r.quoted(c, s, st, a, q, digest)
 
-	r.last = &sealed{q.Clock}
-	r.number, r.quote, r.value = st.Number, sha256.Sum256(s.Quote.Attest), a.Counter
-	r.pcr = ExtendPCR(st.PCR.Before, sha256.Sum256(s.Statement))
+	before, sealed := r.value, r.size
+	for i := range st.Abandoned {
+		r.abandoned(c, st.Abandoned[:i+1])
+	}
+	r.follows(c, st, a)
+	r.heads(c, st, false)
+	if a.Counter != before {
+		r.counted = sealed
+	}
+	r.number, r.quote = st.Number, sha256.Sum256(s.Quote.Attest)
+	r.boot = boot{clock: &q.Clock, pcr: []record.Hash{ExtendPCR(st.PCR.Before, digest)}, late: []record.Hash{{}}}
 	return c.findings
 }
 
-// alone checks what one seal says by itself.
-func (r *Replay) alone(c *checker, s *Seal, st *Statement, a, q *Attested) {
-	if err := r.ak.verify(s.Counter); err != nil {
+// certified checks the attestation of the counter that a statement names.
+func (r *Replay) certified(c *checker, s Signed, st *Statement, a *Attested) {
+	if err := r.ak.verify(s); err != nil {
 		c.fail(RuleCounterSig, "a signature by the AK "+hex.EncodeToString(r.ak.Name), err.Error())
 	}
-	if err := r.ak.verify(s.Quote); err != nil {
-		c.fail(RuleQuoteSig, "a signature by the AK "+hex.EncodeToString(r.ak.Name), err.Error())
-	}
+	c.same(RuleSigner, r.signer, a.Signer)
 	heads, err := HeadsHash(st.Logs)
 	if err != nil {
 		c.fail(RuleFormat, "heads", err.Error())
 	}
 	c.same(RuleCounterExtra, heads[:], a.Extra)
-	digest := sha256.Sum256(s.Statement)
-	c.same(RuleQuoteExtra, digest[:], q.Extra)
-	c.same(RuleCounterName, r.e.Counter.Name, a.Name)
-	c.same(RuleCounterName, r.e.Counter.Name, st.Counter.Name)
-	certified := sha256.Sum256(s.Counter.Attest)
-	c.same(RuleCounterBound, certified[:], st.Counter.Attest[:])
-	c.same(RuleSigner, a.Signer, q.Signer)
-	if a.Firmware != q.Firmware {
-		c.fail(RuleFirmware, fmt.Sprintf("%x", a.Firmware), fmt.Sprintf("%x", q.Firmware))
+	if c.same(RuleCounterName, r.e.Counter.Name, a.Name) {
+		c.same(RuleCounterName, r.e.Counter.Name, st.Counter.Name)
 	}
-	if a.Clock.ResetCount != q.Clock.ResetCount || a.Clock.RestartCount > q.Clock.RestartCount {
-		c.fail(RuleOneBoot, fmt.Sprintf("reset count %d", a.Clock.ResetCount), fmt.Sprint(q.Clock.ResetCount))
-	} else if a.Clock.Clock > q.Clock.Clock {
-		c.fail(RuleClock, fmt.Sprintf("at least %d ms", a.Clock.Clock), fmt.Sprintf("%d ms", q.Clock.Clock))
+	certified := sha256.Sum256(s.Attest)
+	c.same(RuleCounterBound, certified[:], st.Counter.Attest[:])
+}
+
+// quoted checks the quote over a statement, and that it was made right after the attestation of the counter.
+func (r *Replay) quoted(c *checker, s *Seal, st *Statement, a, q *Attested, digest [32]byte) {
+	if err := r.ak.verify(s.Quote); err != nil {
+		c.fail(RuleQuoteSig, "a signature by the AK "+hex.EncodeToString(r.ak.Name), err.Error())
+	}
+	c.same(RuleSigner, r.signer, q.Signer)
+	c.same(RuleQuoteExtra, digest[:], q.Extra)
+	if a.Firmware != q.Firmware {
+		c.fail(RuleFirmware, fmt.Sprintf("%016x", a.Firmware), fmt.Sprintf("%016x", q.Firmware))
+	}
+	switch {
+	case a.Clock.ResetCount != q.Clock.ResetCount || a.Clock.RestartCount > q.Clock.RestartCount:
+		c.fail(RuleOneBoot, a.Clock.String(), q.Clock.String())
+	case a.Clock.Clock > q.Clock.Clock:
+		c.fail(RuleClock, "after "+a.Clock.String(), q.Clock.String())
 	}
 
-	var selection []int
-	var value record.Hash
-	for _, p := range s.PCRs {
-		selection = append(selection, p.Index)
+	selection, value := make([]int, len(s.PCRs)), record.Hash{}
+	for i, p := range s.PCRs {
+		selection[i] = p.Index
 		if p.Index == r.e.PCR {
 			value = p.Value
 		}
@@ -179,76 +209,92 @@ func (r *Replay) alone(c *checker, s *Seal, st *Statement, a, q *Attested) {
 		c.fail(RulePCRSelection, fmt.Sprintf("%v, with PCR %d", q.Selection, r.e.PCR), fmt.Sprintf("%v, with PCR %d", selection, st.PCR.Index))
 		return
 	}
-	want := PCRDigest(s.PCRs)
-	c.same(RulePCRDigest, want[:], q.Digest)
-	extended := ExtendPCR(st.PCR.Before, digest)
-	c.same(RulePCRExtend, extended[:], value[:])
+	values := PCRDigest(s.PCRs)
+	if c.same(RulePCRDigest, values[:], q.Digest) {
+		extended := ExtendPCR(st.PCR.Before, digest)
+		c.same(RulePCRExtend, extended[:], value[:])
+	}
 }
 
-// inOrder checks that the seal follows on the one before.
-func (r *Replay) inOrder(c *checker, st *Statement, a, q *Attested, _ [32]byte) {
+// follows checks that a seal, abandoned or not, follows on what is known: by number, quote before it, boot, counter and PCR.
+func (r *Replay) follows(c *checker, st *Statement, a *Attested) {
 	if st.Number != r.number+1 {
 		c.fail(RuleNumber, fmt.Sprint(r.number+1), fmt.Sprint(st.Number))
 	}
 	c.same(RulePrevious, r.quote[:], st.Previous[:])
-	highest := r.value
-	for _, x := range st.Abandoned {
-		highest = max(highest, r.abandoned(c, x, highest))
+
+	may, reset := r.boot.pcr, false
+	if last := r.boot.clock; last == nil {
+		may = slices.Concat(may, r.boot.late) // an enrolment does not say in which boot it was made
+	} else {
+		if !a.Clock.follows(*last, r.e.ClockUpdate) {
+			c.fail(RuleClock, "after "+last.String(), a.Clock.String())
+		}
+		switch {
+		case a.Clock.ResetCount != last.ResetCount:
+			may, reset = r.boot.late, true
+		case a.Clock.RestartCount != last.RestartCount: // resumed, or restarted: PCRs may have begun anew
+			reset = !slices.Contains(may, st.PCR.Before) && slices.Contains(r.boot.late, st.PCR.Before)
+			may = slices.Concat(may, r.boot.late)
+		}
 	}
-	if a.Counter != highest && a.Counter != highest+1 {
-		c.fail(RuleCounterGrow, fmt.Sprintf("%d or %d", highest, highest+1), fmt.Sprint(a.Counter))
+	if r.boot.over && !reset {
+		c.fail(RuleAbandoned, "a reset after "+r.boot.clock.String(), a.Clock.String())
 	}
-	reset := r.last != nil && a.Clock.ResetCount != r.last.clock.ResetCount
+	if !slices.Contains(may, st.PCR.Before) {
+		c.fail(RulePCRReplay, hashes(may), hex.EncodeToString(st.PCR.Before[:]))
+	}
 	switch {
-	case r.last == nil:
-	case a.Clock.ResetCount < r.last.clock.ResetCount:
-		c.fail(RuleClock, fmt.Sprintf("reset count at least %d", r.last.clock.ResetCount), fmt.Sprint(a.Clock.ResetCount))
-	case !reset && (a.Clock.RestartCount < r.last.clock.RestartCount || a.Clock.Clock < r.last.clock.Clock):
-		c.fail(RuleClock, fmt.Sprintf("at least %d ms, restart count %d", r.last.clock.Clock, r.last.clock.RestartCount),
-			fmt.Sprintf("%d ms, %d", a.Clock.Clock, a.Clock.RestartCount))
+	case a.Counter != r.value && a.Counter != r.value+1:
+		c.fail(RuleCounterGrow, fmt.Sprintf("%d or %d", r.value, r.value+1), fmt.Sprint(a.Counter))
+	case reset && a.Counter == r.value:
+		c.fail(RuleCounterBoot, fmt.Sprint(r.value+1), fmt.Sprint(a.Counter))
 	}
-	if (reset || len(st.Abandoned) > 0) && a.Counter <= highest {
-		c.fail(RuleCounterBoot, fmt.Sprintf("more than %d", highest), fmt.Sprint(a.Counter))
-	}
-	// Within a boot the PCR goes on where the last seal left it; a reset sets it to zero.
-	expected := r.pcr
-	if reset || r.last == nil && st.PCR.Before == (record.Hash{}) { // an enrolment does not say in which boot it was made
-		expected = record.Hash{}
-	}
-	c.same(RulePCRReplay, expected[:], st.PCR.Before[:])
+	r.value = a.Counter
 }
 
-// abandoned checks an interrupted seal that the statement lists, and returns the counter's value in it.
-func (r *Replay) abandoned(c *checker, x Abandoned, highest uint64) uint64 {
+// abandoned checks the last of the interrupted seals that a statement lists. Its statement is hashed with those before it, as it
+// listed them. It may have been extended into the PCR or not, before the reset that interrupted it or after.
+func (r *Replay) abandoned(c *checker, list []Abandoned) {
+	x := list[len(list)-1]
 	a, err := ParseCertify(x.Attest)
 	if err != nil {
 		c.fail(RuleFormat, "the attestation of a counter", err.Error())
-		return 0
+		return
 	}
 	st, err := ParseStatement(x.Statement)
 	if err != nil {
 		c.fail(RuleFormat, "an abandoned statement", err.Error())
-		return 0
+		return
 	}
-	if err := r.ak.verify(Signed{x.Attest, x.Signature}); err != nil {
-		c.fail(RuleCounterSig, "a signature by the AK "+hex.EncodeToString(r.ak.Name), err.Error())
+	if st.PCR.Index != r.e.PCR || len(st.Abandoned) > 0 {
+		c.fail(RuleAbandoned, fmt.Sprintf("PCR %d, no list of its own", r.e.PCR), fmt.Sprintf("PCR %d, a list of %d", st.PCR.Index, len(st.Abandoned)))
+		return
 	}
-	heads, err := HeadsHash(st.Logs)
+	r.certified(c, Signed{x.Attest, x.Signature}, st, a)
+	r.follows(c, st, a)
+	r.heads(c, st, r.size == 0) // the log may have been made after it
+	st.Abandoned = list[:len(list)-1]
+	listed, err := st.Encode()
 	if err != nil {
-		c.fail(RuleFormat, "heads", err.Error())
+		c.fail(RuleFormat, "an abandoned statement", err.Error())
+		return
 	}
-	c.same(RuleCounterExtra, heads[:], a.Extra)
-	c.same(RuleCounterName, r.e.Counter.Name, a.Name)
-	if a.Counter != highest && a.Counter != highest+1 {
-		c.fail(RuleCounterGrow, fmt.Sprintf("%d or %d", highest, highest+1), fmt.Sprint(a.Counter))
+	digest := sha256.Sum256(listed)
+	r.boot = boot{
+		clock: &a.Clock,
+		pcr:   []record.Hash{st.PCR.Before, ExtendPCR(st.PCR.Before, digest)},
+		late:  []record.Hash{{}, ExtendPCR(record.Hash{}, digest)},
+		over:  true,
 	}
-	r.heads(c, st)
-	return a.Counter
 }
 
 // heads checks the statement's head of this log.
-func (r *Replay) heads(c *checker, st *Statement) {
+func (r *Replay) heads(c *checker, st *Statement, optional bool) {
 	i := slices.IndexFunc(st.Logs, func(h Head) bool { return h.Log == r.Log })
+	if i < 0 && optional {
+		return
+	}
 	if i < 0 {
 		c.fail(RuleHead, "a head of "+r.Log, "none")
 		return
@@ -265,6 +311,31 @@ func (r *Replay) heads(c *checker, st *Statement) {
 	if c.same(RuleHead, want[:], h.Hash[:]) {
 		r.size = max(r.size, h.Size)
 	}
+}
+
+// follows reports whether a TPM's clock may read c after it read last. It never goes back while the counts stay, and not at all when
+// it says that it is safe; power that was cut sets it back by less than the time between two saves (Part 1, section 36.3).
+func (c ClockInfo) follows(last ClockInfo, update uint32) bool {
+	if c.ResetCount == last.ResetCount {
+		return c.RestartCount >= last.RestartCount && c.Clock >= last.Clock
+	}
+	return c.ResetCount > last.ResetCount && (c.Clock >= last.Clock || !c.Safe && last.Clock-c.Clock <= uint64(update))
+}
+
+func (c ClockInfo) String() string {
+	safe := ""
+	if !c.Safe {
+		safe = ", not safe"
+	}
+	return fmt.Sprintf("%d ms, reset count %d, restart count %d%s", c.Clock, c.ResetCount, c.RestartCount, safe)
+}
+
+func hashes(all []record.Hash) string {
+	var out []string
+	for _, h := range all {
+		out = append(out, hex.EncodeToString(h[:]))
+	}
+	return strings.Join(out, " or ")
 }
 
 // checker collects findings.
