@@ -32,7 +32,8 @@ type Config struct {
 	Origin string       // the log's name; Open refuses a file of another
 	Clock  clock.Source // stamps each batch
 	// Signer makes the authoritative line of every checkpoint; its public key must be the one governed for the log.
-	// A signature may take up to the device's own deadline; an error fails the batch.
+	// A signature may take up to the device's own deadline; an error fails the batch. A signer verifies its signatures under its
+	// public key before it returns them, as those of packages hsm and tpm do: a device can sign with another key than it was asked to.
 	Signer crypto.Signer
 	// Interop makes the additional Ed25519 line; needed exactly when a key for it is governed.
 	Interop crypto.Signer
@@ -92,10 +93,11 @@ var ErrUnknown = errors.New("outcome unknown: ask again with the same stream num
 
 // Ledger is the writer of one log, and serves what it has committed. All methods may be used concurrently.
 type Ledger struct {
-	cfg    Config
-	store  Store
-	signer []note.Signer // the authoritative one first
-	verify []note.Verifier
+	cfg     Config
+	store   Store
+	signer  note.Signer   // of the authoritative line
+	interop note.Signer   // of the additional line; nil: none
+	verify  note.Verifier // of the authoritative line
 
 	committed atomic.Pointer[head]
 	hold      atomic.Pointer[Refusal] // why events are refused at the moment, by order of the sealer

@@ -357,23 +357,6 @@ func TestOpenFindsTampering(t *testing.T) {
 	}
 }
 
-// A device that signs with another key than the pinned one must not get a signature out.
-func TestWrongKeySignature(t *testing.T) {
-	t.Parallel()
-	d, other := newDevices(t), newDevices(t)
-	l := open(t, d, create(t, d))
-	defer closed(t, l)
-	d.sign = func(func() ([]byte, error)) ([]byte, error) {
-		digest := make([]byte, 32)
-		return other.key.Sign(nil, digest, nil)
-	}
-	_, err := appendOne(l, event(t, ""))
-	requireCode(t, err, record.CodeHSM)
-	if l.Size() != 1 {
-		t.Errorf("size %d", l.Size())
-	}
-}
-
 func TestClockRefusesEventsOnly(t *testing.T) {
 	t.Parallel()
 	d := newDevices(t)

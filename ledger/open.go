@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/ceremony"
@@ -93,7 +94,7 @@ func (l *Ledger) load() error {
 	if err := l.keys(state); err != nil {
 		return err
 	}
-	c, _, err := record.OpenCheckpoint(signed, l.verify...)
+	c, _, err := record.OpenCheckpoint(signed, l.verify)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInconsistent, err)
 	}
@@ -108,6 +109,7 @@ func (l *Ledger) load() error {
 		return fmt.Errorf("%w: the root over %d entries is %v, the head says %v", ErrInconsistent, size, root, c.Root)
 	}
 	h.state, h.checkpoint = state, signed
+	l.addLine(h)
 	l.tip = h
 	return nil
 }
@@ -146,11 +148,11 @@ func (l *Ledger) governance(size uint64) (ceremony.State, error) {
 
 // keys sets the signers and the verifiers that belong to them, after checking that the devices' keys are the governed ones.
 func (l *Ledger) keys(state ceremony.State) error {
-	l.signer, l.verify = nil, nil
 	for _, k := range []struct {
 		purpose string
 		signer  crypto.Signer
-	}{{ceremony.PurposeLog, l.cfg.Signer}, {ceremony.PurposeInterop, l.cfg.Interop}} {
+		line    *note.Signer
+	}{{ceremony.PurposeLog, l.cfg.Signer, &l.signer}, {ceremony.PurposeInterop, l.cfg.Interop, &l.interop}} {
 		governed, ok := state.Key(k.purpose)
 		if !ok && k.signer == nil {
 			continue
@@ -173,8 +175,10 @@ func (l *Ledger) keys(state ceremony.State) error {
 		if err != nil {
 			return err
 		}
-		l.signer = append(l.signer, s)
-		l.verify = append(l.verify, v)
+		*k.line = s
+		if k.purpose == ceremony.PurposeLog {
+			l.verify = v
+		}
 	}
 	return nil
 }

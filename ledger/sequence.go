@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -157,29 +159,44 @@ func fold(s *ceremony.State, kind record.Kind, entry []byte, leaf record.Hash) e
 	return err
 }
 
-// sign makes the signed checkpoint over b's head. The signers verify their own signatures before they return them.
+// sign makes the signed checkpoint over b's head. Signers verify what their device returned before they return it.
 func (l *Ledger) sign(b *batch) error {
 	if len(b.drafts) == 0 { // only repeats: the head before covers them
 		b.next = b.base
 		return nil
 	}
-	text := record.Checkpoint{Origin: l.cfg.Origin, Size: b.next.size(), Root: b.next.tree.Root()}.Text()
 	start := time.Now()
-	signed, err := note.Sign(&note.Note{Text: text}, l.signer...)
+	signed, err := note.Sign(&note.Note{Text: l.text(b.next)}, l.signer)
 	l.stats.signed(time.Since(start))
 	if err != nil {
 		return err
-	}
-	// A device can sign with another key than the one it was asked for (a handle that outlived its session). Nothing that does
-	// not verify under the governed keys goes further.
-	if _, _, err := record.OpenCheckpoint(signed, l.verify...); err != nil {
-		return fmt.Errorf("the device's signature does not verify under the log's key: %w", err)
 	}
 	b.next.checkpoint, b.content.Checkpoint = signed, signed
 	return nil
 }
 
-// commit makes b durable and answers its requests. A failure is left to settle, which knows what was stacked on b.
+// text is the checkpoint of a head, unsigned.
+func (l *Ledger) text(h *head) string {
+	return record.Checkpoint{Origin: l.cfg.Origin, Size: h.size(), Root: h.tree.Root()}.Text()
+}
+
+// addLine adds the line of the interop key, if there is one, to a checkpoint that has the authoritative one. Without it, for its
+// device failed, the checkpoint is as good: the line is for readers who know only Ed25519.
+func (l *Ledger) addLine(h *head) {
+	if l.interop == nil {
+		return
+	}
+	text := l.text(h)
+	signed, err := note.Sign(&note.Note{Text: text}, l.interop)
+	if err != nil {
+		l.stats.failed(fmt.Errorf("the additional signature: %w", err))
+		return
+	}
+	h.checkpoint = append(bytes.Clone(h.checkpoint), signed[len(text)+1:]...)
+}
+
+// commit makes b durable and answers its requests. A failure is left to settle, which knows what was stacked on b. The additional
+// line, which the store does not need, is made meanwhile.
 func (l *Ledger) commit(b *batch) {
 	defer func() {
 		close(b.done)
@@ -190,12 +207,17 @@ func (l *Ledger) commit(b *batch) {
 	if len(b.drafts) == 0 {
 		return
 	}
+	var line sync.WaitGroup
+	line.Go(func() { l.addLine(b.next) })
 	start := time.Now()
-	if err := l.store.Commit(&b.content); err != nil {
+	err := l.store.Commit(&b.content)
+	took := time.Since(start)
+	line.Wait()
+	if err != nil {
 		b.err = failure(err)
 		return
 	}
-	l.stats.committed(len(b.drafts), time.Since(start))
+	l.stats.committed(len(b.drafts), took)
 	l.committed.Store(b.next)
 	if len(b.streams) > 0 {
 		l.background.Go(func() { l.snapshot(b.streams, b.next.size()) })
