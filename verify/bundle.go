@@ -30,6 +30,7 @@ type slot struct {
 	leaf    record.Hash // of the bytes that are there
 	prev    record.Hash // what the entry says
 	parsed  bool        // it is an entry
+	event   bool        // and of kind event
 	fault   *Finding    // the first rule that the entry breaks by itself
 	raw     []byte      // only while the worker has it
 }
@@ -314,7 +315,7 @@ func (b *bundle) parse(origin string) {
 			before = nil
 			continue
 		}
-		s.parsed, s.prev = true, e.Prev
+		s.parsed, s.prev, s.event = true, e.Prev, e.Kind == record.KindEvent
 		b.kinds[e.Kind]++
 		if e.Stamp.HasEstimate {
 			b.timed++

@@ -121,9 +121,12 @@ func (r *run) judgeBundle(ctx context.Context, b, next *bundle) error {
 		r.chain.unknown = r.chain.unknown || !known
 		r.chain.at = b.first + uint64(i) + 1
 		if !intact {
-			r.fold.stop(b.first + uint64(i))
+			r.fold.damaged(b.first+uint64(i), b.slots[i].event)
 		}
 		for ; len(items) > 0 && items[0].slot <= i; items = items[1:] {
+			if !intact {
+				continue
+			}
 			if err := r.fold.see(ctx, items[0].entry, hash); err != nil {
 				return err
 			}
@@ -286,7 +289,7 @@ func (r *run) gone(name string, first uint64) {
 	r.miss(fmt.Sprintf("%s is missing", name), ClaimBytes)
 	if t, ok := ParseTilePath(name); ok && t.L == entries {
 		r.miss(fmt.Sprintf("entries %d to %d are missing (%s)", first, min(first+tileWidth, r.head.Size)-1, name), ClaimChain, ClaimTree)
-		r.fold.stop(first)
+		r.fold.damaged(first, false)
 	}
 }
 

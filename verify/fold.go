@@ -116,14 +116,12 @@ func (f *fold) role(e *record.Entry) {
 	f.r.find(Finding{Rule: "governance.role", Index: at(e.Index), Expected: "a user with the role producer", Found: fmt.Sprintf("uid %d, gid %d", e.Producer.UID, e.Producer.GID)})
 }
 
-// stop says that the entry at index could not be read: what it changed is unknown.
-func (f *fold) stop(index uint64) {
-	if f.stopped {
-		return
-	}
-	f.stopped = true
+// damaged says that the entry at index does not say what was logged. Nothing is verified from there on. If what is there is an event,
+// it most likely was one, and the fold goes on for further findings; else what it changed is unknown, and the fold stops.
+func (f *fold) damaged(index uint64, event bool) {
 	f.r.covered(index, ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
-	f.r.miss(fmt.Sprintf("entry %d cannot be read: what it says, and what follows from it, is not known", index), ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
+	f.r.miss(fmt.Sprintf("what entry %d said is not known, nor what follows from it", index), ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
+	f.stopped = f.stopped || !event
 }
 
 // vkeys are the keys that must sign the head by the log's own governance.

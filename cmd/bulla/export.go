@@ -47,7 +47,7 @@ An export kept elsewhere anchors everything in it: history that was exported can
 // Open implements verify.Source over http.sock.
 func (a *appliance) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	b, err := a.get(ctx, a.prefix+"/"+name)
-	if errors.Is(err, errNotThere) {
+	if missing := (*notThere)(nil); errors.As(err, &missing) {
 		return nil, &fs.PathError{Op: "get", Path: name, Err: fs.ErrNotExist}
 	}
 	if err != nil {

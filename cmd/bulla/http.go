@@ -60,8 +60,10 @@ func (t *tool) reach(ctx context.Context) (*appliance, error) {
 	return a, nil
 }
 
-// errNotThere is an answer of 404.
-var errNotThere = errors.New("there is no such thing")
+// notThere is an answer of 404.
+type notThere struct{ message string }
+
+func (e *notThere) Error() string { return e.message }
 
 // do sends a request and returns the body of a successful answer.
 func (a *appliance) do(ctx context.Context, method, path, accept string, body io.Reader) ([]byte, error) {
@@ -98,7 +100,7 @@ func (a *appliance) do(ctx context.Context, method, path, accept string, body io
 		return nil, coded(exitUnavailable, fmt.Errorf("asking the appliance: %s answered %s", path, res.Status))
 	}
 	if res.StatusCode == http.StatusNotFound {
-		return nil, coded(exitUsage, fmt.Errorf("%s: %w", f.Error.Message, errNotThere))
+		return nil, &notThere{f.Error.Message}
 	}
 	return nil, coded(exitUnavailable, &api.Refusal{Code: f.Error.Code, Message: f.Error.Message, Field: f.Error.Field})
 }

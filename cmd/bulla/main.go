@@ -73,6 +73,8 @@ outcome unknown; 74 input/output.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE:          help,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded(exitUsage, err) })
 	flags := root.PersistentFlags()
@@ -82,6 +84,14 @@ outcome unknown; 74 input/output.`,
 	root.AddCommand(t.appendCommand(), t.statusCommand(), t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.exportCommand(),
 		t.verifyCommand(), t.policyCommand(), t.benchCommand())
 	return root
+}
+
+// help is what a command does that has only commands below it.
+func help(cmd *cobra.Command, given []string) error {
+	if len(given) > 0 {
+		return usagef("unknown command %q; see `%s --help`", given[0], cmd.CommandPath())
+	}
+	return cmd.Help()
 }
 
 // codedError is an error with the exit code that it ends the process with. An empty text is printed by nobody.
@@ -110,9 +120,12 @@ func usagef(format string, args ...any) error { return coded(exitUsage, fmt.Erro
 
 func exitCode(err error) int {
 	var c *codedError
+	var missing *notThere
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &missing):
+		return exitUsage
 	case errors.As(err, &c):
 		return c.code
 	case errors.Is(err, context.Canceled):

@@ -18,12 +18,8 @@ func (t *tool) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
 		Short: "Make the file that says what an auditor trusts",
-		RunE: func(cmd *cobra.Command, given []string) error {
-			if len(given) > 0 {
-				return usagef("unknown command %q; see `bulla policy --help`", given[0])
-			}
-			return cmd.Help()
-		},
+		Args:  cobra.ArbitraryArgs,
+		RunE:  help,
 	}
 	var out string
 	initialize := &cobra.Command{

@@ -18,12 +18,8 @@ func (t *tool) sealCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "seal",
 		Short: "Have the TPM attest the logs' heads; show its seals",
-		RunE: func(cmd *cobra.Command, given []string) error {
-			if len(given) > 0 {
-				return usagef("unknown command %q; see `bulla seal --help`", given[0])
-			}
-			return cmd.Help()
-		},
+		Args:  cobra.ArbitraryArgs,
+		RunE:  help,
 	}
 	now := &cobra.Command{
 		Use:     "now",
