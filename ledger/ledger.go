@@ -117,12 +117,15 @@ type Ledger struct {
 	fatal      atomic.Pointer[error]
 }
 
-// head is a state of the log after some batch; it never changes once made.
+// head is a state of the log after some batch; it never changes once made, but for the additional line, which is made when asked for.
 type head struct {
 	tree       *record.Tree
 	prev       record.Hash // leaf hash of the last entry
 	state      ceremony.State
-	checkpoint []byte // signed note; of a tip that is not yet signed, nil
+	checkpoint []byte // signed note with the authoritative line; of a tip that is not yet signed, nil
+
+	both  sync.Once // makes twice
+	twice []byte    // the checkpoint with the additional line
 }
 
 func (h *head) size() uint64 { return h.tree.Size() }

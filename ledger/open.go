@@ -109,7 +109,6 @@ func (l *Ledger) load() error {
 		return fmt.Errorf("%w: the root over %d entries is %v, the head says %v", ErrInconsistent, size, root, c.Root)
 	}
 	h.state, h.checkpoint = state, signed
-	l.addLine(h)
 	l.tip = h
 	return nil
 }

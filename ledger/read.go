@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/ceremony"
@@ -64,8 +65,26 @@ func (r *Result) Proof(i int) ([]record.Hash, error) {
 	return tlog.ProveRecord(int64(r.size), int64(r.Items[i].Index), r.span)
 }
 
-// Checkpoint is the signed note over all committed entries.
-func (l *Ledger) Checkpoint() []byte { return l.committed.Load().checkpoint }
+// Checkpoint is the signed note over all committed entries. If the log has an Ed25519 key, it has that line too: it is made here,
+// once a head, and not for every batch, because a token takes longer for it than for all the rest. Should its device fail, the
+// checkpoint is as good without.
+func (l *Ledger) Checkpoint() []byte {
+	h := l.committed.Load()
+	if l.interop == nil {
+		return h.checkpoint
+	}
+	h.both.Do(func() {
+		text := l.text(h)
+		signed, err := note.Sign(&note.Note{Text: text}, l.interop)
+		if err != nil {
+			l.stats.failed(fmt.Errorf("the additional signature: %w", err))
+			h.twice = h.checkpoint
+			return
+		}
+		h.twice = append(slices.Clone(h.checkpoint), signed[len(text)+1:]...)
+	})
+	return h.twice
+}
 
 // Size is the number of committed entries.
 func (l *Ledger) Size() uint64 { return l.committed.Load().size() }
@@ -164,7 +183,7 @@ func (l *Ledger) Status() (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	s := Status{Origin: l.cfg.Origin, Size: h.size(), Checkpoint: h.checkpoint, VKeys: vkeys, Refusing: l.hold.Load()}
+	s := Status{Origin: l.cfg.Origin, Size: h.size(), Checkpoint: l.Checkpoint(), VKeys: vkeys, Refusing: l.hold.Load()}
 	s.Waiting, _ = l.queue.waiting()
 	s.Stats, s.LastFault = l.stats.snapshot()
 	return s, nil

@@ -1,11 +1,9 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -180,23 +178,7 @@ func (l *Ledger) text(h *head) string {
 	return record.Checkpoint{Origin: l.cfg.Origin, Size: h.size(), Root: h.tree.Root()}.Text()
 }
 
-// addLine adds the line of the interop key, if there is one, to a checkpoint that has the authoritative one. Without it, for its
-// device failed, the checkpoint is as good: the line is for readers who know only Ed25519.
-func (l *Ledger) addLine(h *head) {
-	if l.interop == nil {
-		return
-	}
-	text := l.text(h)
-	signed, err := note.Sign(&note.Note{Text: text}, l.interop)
-	if err != nil {
-		l.stats.failed(fmt.Errorf("the additional signature: %w", err))
-		return
-	}
-	h.checkpoint = append(bytes.Clone(h.checkpoint), signed[len(text)+1:]...)
-}
-
-// commit makes b durable and answers its requests. A failure is left to settle, which knows what was stacked on b. The additional
-// line, which the store does not need, is made meanwhile.
+// commit makes b durable and answers its requests. A failure is left to settle, which knows what was stacked on b.
 func (l *Ledger) commit(b *batch) {
 	defer func() {
 		close(b.done)
@@ -207,17 +189,12 @@ func (l *Ledger) commit(b *batch) {
 	if len(b.drafts) == 0 {
 		return
 	}
-	var line sync.WaitGroup
-	line.Go(func() { l.addLine(b.next) })
 	start := time.Now()
-	err := l.store.Commit(&b.content)
-	took := time.Since(start)
-	line.Wait()
-	if err != nil {
+	if err := l.store.Commit(&b.content); err != nil {
 		b.err = failure(err)
 		return
 	}
-	l.stats.committed(len(b.drafts), took)
+	l.stats.committed(len(b.drafts), time.Since(start))
 	l.committed.Store(b.next)
 	if len(b.streams) > 0 {
 		l.background.Go(func() { l.snapshot(b.streams, b.next.size()) })
