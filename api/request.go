@@ -262,6 +262,9 @@ func (s *scanner) text() (string, error) {
 	if s.i-start > 4096 {
 		return "", s.fail("a string of %d bytes is too long", s.i-start)
 	}
+	if inner := s.b[start+1 : s.i-1]; !bytes.ContainsFunc(inner, func(r rune) bool { return r < ' ' || r > '~' || r == '\\' }) {
+		return string(inner), nil
+	}
 	b, err := record.Canonicalize(s.b[start:s.i], 1)
 	if err != nil {
 		return "", err
