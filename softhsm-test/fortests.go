@@ -42,6 +42,17 @@ func NTPFor(t TB, b Behaviour) *NTP {
 	return s
 }
 
+// ChronydFor starts chronyd for the time of a test; see StartChronyd.
+func ChronydFor(t TB, directives ...string) *Chronyd {
+	t.Helper()
+	c, err := StartChronyd(t.Context(), filepath.Join(directory(t), "c"), directives...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	atEnd(t, c.Stop)
+	return c
+}
+
 // NSSFor makes an NSS database for the time of a test.
 func NSSFor(t TB) *NSS {
 	t.Helper()

@@ -19,8 +19,8 @@ type NTPKey struct {
 }
 
 const (
-	maxDigest = 20 // bytes of a digest that version 4 sends
-	maxMAC    = 4 + maxDigest
+	maxDigest = 20              // bytes of a digest in a packet of version 4 (RFC 7822); version 3 sends all
+	maxMAC    = 4 + sha512.Size // bytes, with the key's number
 )
 
 // Line is the key as chrony's and ntpd's key files have it.
@@ -36,10 +36,13 @@ func (k *NTPKey) mac(packet []byte) []byte {
 		digest = cmac(k.Secret, packet)
 	case "SHA256":
 		d := sha256.Sum256(append(bytes.Clone(k.Secret), packet...))
-		digest = d[:maxDigest]
+		digest = d[:]
 	case "SHA512":
 		d := sha512.Sum512(append(bytes.Clone(k.Secret), packet...))
-		digest = d[:maxDigest]
+		digest = d[:]
+	}
+	if packet[0]>>3&7 == 4 {
+		digest = digest[:min(len(digest), maxDigest)]
 	}
 	return append(binary.BigEndian.AppendUint32(nil, k.ID), digest...)
 }

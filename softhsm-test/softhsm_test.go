@@ -1,34 +1,27 @@
 package softhsmtest_test
 
 import (
-	"bytes"
-	"context"
-	"net"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"errors"
+	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	softhsmtest "bulla/softhsm-test"
-
 	"bulla/hsm"
+	softhsmtest "bulla/softhsm-test"
 )
 
-func TestSoftHSMToken(t *testing.T) {
-	s, err := softhsmtest.CreateSoftHSM(filepath.Join(t.TempDir(), "hsm"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pinFile, err := s.InitToken(t.Context(), "audit")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(pinFile); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("PIN file: %v, %v", info.Mode(), err)
-	}
-	u, err := hsm.ParseURI(s.URI("audit", "log"))
+// The tests of tokens do not run in parallel: SoftHSM has one state a process, and some of them break it.
+
+// open opens the token that a URI names for the time of the test.
+func open(t *testing.T, uri string) (hsm.URI, *hsm.Token) {
+	t.Helper()
+	u, err := hsm.ParseURI(uri)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,12 +29,27 @@ func TestSoftHSMToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	tok, err := m.Token(t.Context(), u.TokenConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tok.Close()
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return u, tok
+}
+
+// newKey makes the key that a URI names.
+func newKey(t *testing.T, uri string) *hsm.Key {
+	t.Helper()
+	u, tok := open(t, uri)
 	if _, err := tok.Generate(t.Context(), hsm.ECDSAP256, u.Object); err != nil {
 		t.Fatal(err)
 	}
@@ -49,118 +57,159 @@ func TestSoftHSMToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest := make([]byte, 32)
-	if _, err := k.SignContext(t.Context(), digest, nil); err == nil {
-		t.Error("signed without a hash")
+	return k
+}
+
+func signs(t *testing.T, k *hsm.Key) error {
+	t.Helper()
+	digest := sha256.Sum256([]byte("bulla"))
+	sig, err := k.SignContext(t.Context(), digest[:], crypto.SHA256)
+	if err == nil && !ecdsa.VerifyASN1(k.Public().(*ecdsa.PublicKey), digest[:], sig) {
+		t.Error("the signature is bad")
 	}
-	if _, err := softhsmtest.CreateSoftHSM(s.Dir); err == nil {
-		t.Error("Create opened an existing directory")
+	return err
+}
+
+func TestTokenSigns(t *testing.T) {
+	s, label := softhsmtest.HSMFor(t)
+	other, otherLabel := softhsmtest.HSMFor(t)
+	if s != other || label == otherLabel {
+		t.Errorf("tokens %s in %s and %s in %s: want two in one directory", label, s.Dir, otherLabel, other.Dir)
+	}
+	if err := signs(t, newKey(t, s.URI(label, "a log"))); err != nil {
+		t.Error(err)
+	}
+	if err := signs(t, newKey(t, other.URI(otherLabel, "a log"))); err != nil {
+		t.Error(err)
 	}
 }
 
-func TestTPM(t *testing.T) {
-	t.Parallel()
-	dir, err := os.MkdirTemp("", "tpm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	tpm, err := softhsmtest.CreateTPM(t.Context(), filepath.Join(dir, "tpm"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := softhsmtest.CreateTPM(t.Context(), tpm.Dir); err == nil {
-		t.Error("Create opened an existing TPM")
-	}
-	if roots, err := os.ReadFile(tpm.Roots()); err != nil || bytes.Count(roots, []byte("BEGIN CERTIFICATE")) != 2 {
-		t.Errorf("roots: %v\n%s", err, roots)
-	}
-	for _, end := range []func() error{tpm.Stop, tpm.Kill} {
-		if err := end(); err != nil {
-			t.Fatal(err)
-		}
-		snapshot, err := tpm.Snapshot()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := tpm.Rollback(snapshot); err != nil {
-			t.Fatal(err)
-		}
-		if err := tpm.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := tpm.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("pgrep", "-f", tpm.Dir).Output(); err == nil {
-		t.Errorf("left running: %s", out)
-	}
-	again, err := softhsmtest.OpenTPM(t.Context(), tpm.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := again.Stop(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestNTP(t *testing.T) {
-	t.Parallel()
-	a, err := softhsmtest.StartNTP(softhsmtest.Behaviour{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := softhsmtest.StartNTP(softhsmtest.Behaviour{Kiss: "RATE"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if host := func(x string) string { h, _, _ := net.SplitHostPort(x); return h }; host(a.Address) == host(b.Address) {
-		t.Error("two servers share an address")
-	}
-	answer := ask(t, a.Address)
-	if answer[0]&7 != 4 || answer[1] != 1 || !bytes.Equal(answer[24:32], []byte("origin!!")) {
-		t.Errorf("answer % x", answer)
-	}
-	if answer := ask(t, b.Address); answer[1] != 0 || string(answer[12:16]) != "RATE" {
-		t.Errorf("kiss % x", answer)
-	}
-	if a.Queries() != 1 {
-		t.Errorf("%d queries", a.Queries())
-	}
-	for _, s := range []*softhsmtest.NTP{a, b} {
-		if err := s.Close(); err != nil {
+func TestTokenDirectoryGoesWithItsLastUser(t *testing.T) {
+	var dir string
+	t.Run("user", func(t *testing.T) {
+		s, _ := softhsmtest.HSMFor(t)
+		dir = s.Dir
+		t.Run("another", func(t *testing.T) { softhsmtest.HSMFor(t) })
+		if _, err := os.Stat(dir); err != nil {
 			t.Error(err)
 		}
+	})
+	if _, err := os.Stat(filepath.Dir(dir)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is still there: %v", dir, err)
+	}
+	if conf, set := os.LookupEnv("SOFTHSM2_CONF"); set {
+		t.Errorf("SOFTHSM2_CONF is still %s", conf)
 	}
 }
 
-func ask(t *testing.T, address string) []byte {
-	t.Helper()
-	c, err := (&net.Dialer{}).DialContext(context.Background(), "udp", address)
+func TestTokensAwayAndBack(t *testing.T) {
+	s, label := softhsmtest.HSMFor(t)
+	k := newKey(t, s.URI(label, "log"))
+	if err := s.Back(); err == nil {
+		t.Error("came back without having been away")
+	}
+	if err := s.Away(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Away(); err == nil {
+		t.Error("went away twice")
+	}
+	if err := signs(t, k); err == nil {
+		t.Error("signed while the token was away")
+	}
+	if err := s.Back(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the key signs again", func() bool { return signs(t, k) == nil })
+}
+
+func TestTokenDirectoryMoved(t *testing.T) {
+	dir := t.TempDir()
+	s, err := softhsmtest.CreateSoftHSM(filepath.Join(dir, "a place"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	t.Cleanup(func() { os.Unsetenv("SOFTHSM2_CONF") })
+	if _, err := s.InitToken(t.Context(), "audit"); err != nil {
 		t.Fatal(err)
 	}
-	query := append([]byte{4<<3 | 3}, make([]byte, 47)...)
-	copy(query[40:], "origin!!")
-	if _, err := c.Write(query); err != nil {
+	t.Run("before", func(t *testing.T) { newKey(t, s.URI("audit", "log")) })
+	moved := filepath.Join(dir, "another place")
+	if err := os.Rename(s.Dir, moved); err != nil {
 		t.Fatal(err)
 	}
-	out := make([]byte, 100)
-	n, err := c.Read(out)
-	if err != nil || n != 48 {
-		t.Fatalf("%d bytes: %v", n, err)
+	if _, err := softhsmtest.OpenSoftHSM(s.Dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("opened what is not there: %v", err)
 	}
-	return out[:n]
+	if s, err = softhsmtest.OpenSoftHSM(moved); err != nil {
+		t.Fatal(err)
+	}
+	u, tok := open(t, s.URI("audit", "log"))
+	k, err := tok.Key(t.Context(), u.KeyRef())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := signs(t, k); err != nil {
+		t.Error(err)
+	}
 }
 
-func TestMissingProgramSaysWhatToInstall(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
-	if _, err := softhsmtest.CreateTPM(t.Context(), filepath.Join(t.TempDir(), "tpm")); err == nil || !strings.Contains(err.Error(), "make deps") {
-		t.Errorf("error %v does not say what to do", err)
+func TestTokenRefusals(t *testing.T) {
+	s, label := softhsmtest.HSMFor(t)
+	if _, err := softhsmtest.CreateSoftHSM(s.Dir); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("made over an existing directory: %v", err)
+	}
+	pinFile := filepath.Join(s.Dir, label+".pin")
+	pin, err := os.ReadFile(pinFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(pinFile); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("PIN file: %v, %v", info.Mode(), err)
+	}
+	for _, label := range []string{"", ".", "..", "a/b", "../a", strings.Repeat("a", 33), label} {
+		_, err := s.InitToken(t.Context(), label)
+		if err == nil || strings.Contains(err.Error(), strings.TrimSpace(string(pin))) {
+			t.Errorf("label %q: error %v", label, err)
+		}
+	}
+	if now, err := os.ReadFile(pinFile); err != nil || string(now) != string(pin) {
+		t.Errorf("the refusal changed the PIN file: %v", err)
+	}
+	// A token whose PIN file is lost keeps its label, and the attempt leaves no PIN that is not its.
+	if err := os.Remove(pinFile); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.InitToken(t.Context(), label); err == nil {
+		t.Error("made a second token of a label")
+	}
+	if _, err := os.Stat(pinFile); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the refusal left a PIN file: %v", err)
+	}
+}
+
+func TestNSS(t *testing.T) {
+	n := softhsmtest.NSSFor(t)
+	if err := signs(t, newKey(t, n.URI("log"))); err != nil {
+		t.Error(err)
+	}
+	if _, err := softhsmtest.CreateNSS(t.Context(), n.Dir); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("made over an existing directory: %v", err)
+	}
+	if again, err := softhsmtest.OpenNSS(n.Dir); err != nil || *again != *n {
+		t.Errorf("opened %+v, %v", again, err)
+	}
+	if _, err := softhsmtest.OpenNSS(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("opened what is not there: %v", err)
+	}
+}
+
+// eventually fails the test unless ok becomes true within a time.
+func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", within, what)
+		}
 	}
 }

@@ -30,8 +30,8 @@ type TPM struct {
 
 const (
 	tpmStart = 30 * time.Second // for a TPM to answer after power on, on a busy machine
-	tpmReply = 5 * time.Second  // for one answer
-	tpmFree  = 5 * time.Second  // for the state to be let go by a process that is being killed
+	tpmReply = 3 * time.Second  // for one answer
+	tpmFree  = 3 * time.Second  // for the state to be let go by a process that is being killed
 )
 
 // CreateTPM manufactures a TPM in dir, which must not exist, and starts it. It takes about two seconds. Nothing is left of a failure,
