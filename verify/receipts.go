@@ -57,12 +57,8 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		keys = r.fold.vkeys()
 	}
 	for _, vkey := range keys {
-		vs, err := verifiers([]string{vkey})
-		if err == nil {
-			_, _, err = record.OpenCheckpoint(p.checkpoint, vs...)
-		}
-		if err != nil {
-			return violated("receipt.signature", "a valid line by "+short(vkey), signatureFault(err))
+		if _, err := checkLine(p.checkpoint, vkey); err != nil {
+			return violated("receipt.signature", "a valid line by "+short(vkey), fmt.Sprintf("%.300s", err.Error()))
 		}
 	}
 	if len(keys) == 0 {

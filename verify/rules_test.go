@@ -169,9 +169,19 @@ var violations = []violation{
 		return evidence(b, f)
 	}},
 
-	{"checkpoint.signature", "", "the head's Ed25519 line is missing", edited("checkpoint", func(b []byte) []byte {
-		return b[:bytes.LastIndex(b[:len(b)-1], []byte("\n"))+1]
+	{"checkpoint.signature", "", "the head's ECDSA line is missing", edited("checkpoint", func(b []byte) []byte {
+		text, lines, _ := bytes.Cut(b, []byte("\n\n"))
+		_, rest, _ := bytes.Cut(lines, []byte("\n"))
+		return slices.Concat(text, []byte("\n\n"), rest)
 	})},
+	{"checkpoint.signature", "", "the head's Ed25519 line is of another head", func(t *testing.T) (files, *verify.Policy, []verify.Receipt) {
+		b := newBuilder(t).begin().events(9)
+		old := b.sign()
+		f := b.events(9).export()
+		line := func(b []byte) []byte { return b[bytes.LastIndex(b[:len(b)-1], []byte("\n"))+1:] }
+		f["checkpoint"] = bytes.Replace(f["checkpoint"], line(f["checkpoint"]), line(old), 1)
+		return evidence(b, f)
+	}},
 	{"checkpoint.signature", "", "the policy pins a further key, which did not sign", func(t *testing.T) (files, *verify.Policy, []verify.Receipt) {
 		b := newBuilder(t).begin().events(9)
 		p := b.policy()
