@@ -170,6 +170,7 @@ const (
 	maxAbandoned = 64
 	maxReason    = 64
 	maxNonce     = 64
+	nameSize     = 2 + sha256.Size // of a TPM's Name for something: the hash algorithm's identifier and the hash
 )
 
 // HeadsHash is the qualifying data of A: SHA-256 of the canonical JSON of a statement's logs.
@@ -217,6 +218,8 @@ func (s *Statement) check() error {
 		return fmt.Errorf("statement: the reason has %d bytes, not 1 to %d", len(s.Reason), maxReason)
 	case len(s.Nonce) > maxNonce:
 		return fmt.Errorf("statement: the nonce has %d bytes, more than %d", len(s.Nonce), maxNonce)
+	case len(s.Counter.Name) != nameSize:
+		return fmt.Errorf("statement: the counter's name has %d bytes, not %d", len(s.Counter.Name), nameSize)
 	case s.PCR.Index < 0 || s.PCR.Index > 23:
 		return fmt.Errorf("statement: PCR %d does not exist", s.PCR.Index)
 	}

@@ -73,3 +73,31 @@ func EvictEndorsements(t *TPM) error {
 		return nil
 	})
 }
+
+// StoreChain puts authorities' certificates where a TPM's maker puts them.
+func StoreChain(t *TPM, chain []byte) error {
+	return t.do(context.Background(), func(b bus) error {
+		for i := firstChain; len(chain) > 0; i++ {
+			part := chain[:min(len(chain), 700)]
+			chain = chain[len(part):]
+			_, err := tpm2.NVDefineSpace{
+				AuthHandle: tpm2.TPMRHOwner,
+				PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+					NVIndex: i, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(part)),
+					Attributes: tpm2.TPMANV{NT: tpm2.TPMNTOrdinary, AuthRead: true, AuthWrite: true, OwnerRead: true, NoDA: true},
+				}),
+			}.Execute(b)
+			if err != nil {
+				return err
+			}
+			index, err := b.nvName(i)
+			if err != nil {
+				return err
+			}
+			if _, err := (tpm2.NVWrite{AuthHandle: authorised(index), NVIndex: index, Data: tpm2.TPM2BMaxNVBuffer{Buffer: part}}).Execute(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

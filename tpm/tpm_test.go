@@ -5,6 +5,8 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
@@ -140,6 +142,42 @@ func TestEnrolRefusesUnknownRoots(t *testing.T) {
 		t.Fatal("enrolled a TPM of unknown origin")
 	}
 	enrol(t, d, x) // the refusal left nothing behind
+}
+
+// A TPM may bring the authorities' certificates with it; then the roots are enough.
+func TestEnrolWithTheTPMsChain(t *testing.T) {
+	t.Parallel()
+	d := device(t)
+	x := open(t, d, 0)
+	all, err := os.ReadFile(d.Roots())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root, chain []byte
+	for block, rest := pem.Decode(all); block != nil; block, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(c.RawIssuer) == string(c.RawSubject) {
+			root = append(root, pem.EncodeToMemory(block)...)
+		} else {
+			chain = append(chain, block.Bytes...)
+		}
+	}
+	if _, err := x.Enrol(t.Context(), tpm.EnrolConfig{Roots: root, PCR: sealPCR}); err == nil {
+		t.Fatal("enrolled without the chain")
+	}
+	if err := tpm.StoreChain(x, append(chain, make([]byte, 100)...)); err != nil {
+		t.Fatal(err)
+	}
+	e, err := x.Enrol(t.Context(), tpm.EnrolConfig{Roots: root, PCR: sealPCR})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(e.EKCertificates) != 3 {
+		t.Errorf("%d certificates in the chain", len(e.EKCertificates))
+	}
 }
 
 func TestKey(t *testing.T) {

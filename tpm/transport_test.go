@@ -28,6 +28,7 @@ import (
 const (
 	ccIncrement        = 0x134
 	ccStartAuthSession = 0x176
+	ccNVDefineSpace    = 0x12A
 )
 
 // relay stands between a client and a TPM and does to answers what tests ask for.
@@ -227,6 +228,53 @@ func TestKilledWithACommand(t *testing.T) {
 	}
 	if v, err := m.Counter(t.Context()); err != nil || v != e.Counter.Value {
 		t.Errorf("after its start: %d (%v), want %d", v, err, e.Counter.Value)
+	}
+}
+
+// An enrolment that fails leaves nothing behind, and another place can be named for it.
+func TestEnrolTakesBack(t *testing.T) {
+	t.Parallel()
+	d := device(t)
+	r, x, first, e := relayed(t, d, 2*time.Second)
+	roots, err := os.ReadFile(d.Roots())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := tpm.EnrolConfig{Roots: roots, PCR: 14, AK: 0x81010B02, Counter: 0x01800B02}
+	for _, cc := range []uint32{ccNVDefineSpace, ccIncrement} {
+		r.set(func(c uint32, run func() []byte) []byte {
+			if c == cc {
+				return code(0x14B) // NV_SPACE
+			}
+			return run()
+		})
+		if _, err := x.Enrol(t.Context(), cfg); err == nil || errors.Is(err, tpm.ErrExists) || errors.Is(err, attest.ErrUnknown) {
+			t.Errorf("command %x refused: %v", cc, err)
+		}
+	}
+	r.set(nil)
+	second, err := x.Enrol(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.PCR != 14 || second.Counter.Index != 0x01800B02 || string(second.EK) != string(e.EK) {
+		t.Errorf("enrolment %+v", second)
+	}
+	m, err := x.Attach(t.Context(), second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Increment(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := first.Counter(t.Context()); err != nil || v != e.Counter.Value {
+		t.Errorf("the other counter moved to %d (%v)", v, err)
+	}
+	for _, bad := range []tpm.EnrolConfig{{AK: 0x80000000}, {AK: 0x81800000}, {Counter: 0x01C00002}, {Counter: 0x01000000}} {
+		bad.Roots, bad.PCR = roots, sealPCR
+		if _, err := x.Enrol(t.Context(), bad); err == nil || errors.Is(err, tpm.ErrExists) {
+			t.Errorf("AK %x, counter %x: %v", bad.AK, bad.Counter, err)
+		}
 	}
 }
 
