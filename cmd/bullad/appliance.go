@@ -133,9 +133,7 @@ func (a *appliance) system(ctx context.Context, s *record.System) error {
 // serve runs the appliance until ctx ends or it cannot go on. ready is called once it serves, and as soon as it takes events.
 func (a *appliance) serve(ctx context.Context, ready func()) error {
 	g, ctx := errgroup.WithContext(ctx)
-	if err := a.system(ctx, &record.System{Event: record.SystemStart, Version: version(), Exe: &a.exe, Config: &a.config}); err != nil {
-		a.log.Error("the start could not be recorded yet", "error", err)
-	}
+	a.recordStart(ctx, g)
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	if a.sealer != nil {
 		g.Go(func() error { return a.sealer.Run(ctx) })
@@ -167,6 +165,26 @@ func (a *appliance) serve(ctx context.Context, ready func()) error {
 		return err
 	}
 	return errors.Join(ignoreCanceled(err), a.stop())
+}
+
+// startTime is how long serving waits for its own start to be recorded; with a full disk it goes on, so that reads are served.
+const startTime = 2 * time.Second
+
+// recordStart records the start, before anything else of this run if the devices let it.
+func (a *appliance) recordStart(ctx context.Context, g *errgroup.Group) {
+	done := make(chan struct{})
+	g.Go(func() error {
+		defer close(done)
+		if err := a.system(ctx, &record.System{Event: record.SystemStart, Version: version(), Exe: &a.exe, Config: &a.config}); err != nil {
+			a.log.Error("the start could not be recorded", "error", err)
+		}
+		return nil
+	})
+	select {
+	case <-done:
+	case <-time.After(startTime):
+		a.log.Warn("the start is not recorded yet: a device or the disk does not answer")
+	}
 }
 
 // takesEvents waits until events are taken: the clock is within policy and the last seal is settled. It returns earlier with ctx.

@@ -28,7 +28,7 @@ func devCommand() *cobra.Command {
 		Long: `Run a complete appliance for trying things: a SoftHSM token, a software TPM with EK certificate, NTP servers on loopback, three officers
 with SSH keys, and one log. DIR is made if it does not exist, and reopened if it does. It prints "ready" when it serves DIR/sign.sock and
 DIR/http.sock; Ctrl-C ends it and its children. It protects nothing: all its devices are files.`,
-		Example: "  bullad dev --dir /tmp/bulla-dev",
+		Example: "  bullad dev --dir dev",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			abs, err := filepath.Abs(dir)

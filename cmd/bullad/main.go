@@ -78,7 +78,7 @@ func exitCode(err error) int {
 	case errors.As(err, &u), errors.Is(err, ledger.ErrKey), errors.Is(err, ledger.ErrOrigin), errors.Is(err, hsm.ErrPIN),
 		errors.Is(err, hsm.ErrNoToken), errors.Is(err, hsm.ErrNoKey), errors.Is(err, hsm.ErrManyKeys), errors.Is(err, hsm.ErrWrongKey),
 		errors.Is(err, hsm.ErrKeyExists), errors.Is(err, hsm.ErrExtractable), errors.Is(err, hsm.ErrNoPIN), errors.Is(err, hsm.ErrWeakKey),
-		errors.Is(err, hsm.ErrUnsupported):
+		errors.Is(err, hsm.ErrUnsupported), errors.Is(err, ledger.ErrUncovered):
 		return exitUsage
 	case errors.Is(err, ledger.ErrUnknown):
 		return exitSoftware

@@ -163,7 +163,7 @@ func (a *appliance) openSealer(ctx context.Context) error {
 // serverConfig describes the appliance to its sockets.
 func (a *appliance) serverConfig(ready func()) server.Config {
 	c := server.Config{
-		Directory: a.cfg.Sockets.Directory, GID: a.cfg.Sockets.GID, Log: a.log, Ready: ready,
+		Directory: a.cfg.Sockets.Directory, GID: a.cfg.Sockets.GID, Log: a.log, Ready: ready, Now: a.clock.Now,
 		Status: a.machineStatus, Gauges: a.gauges,
 	}
 	for _, l := range a.logs {
