@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"bulla/clock"
 	"bulla/ledger"
 )
 
@@ -31,6 +32,8 @@ type Config struct {
 	GID       *int   // group of the sockets; nil: the process's own
 	Logs      []Log  // at least one
 	Log       *slog.Logger
+	// Now is the clock that entries are stamped with, so that a log whose policy it does not meet is shown to refuse events. Nil: not shown.
+	Now func() clock.Stamp
 	// Status returns what is known of the machine beyond its logs, to be shown as JSON beside them: clock, tpm, hsm.
 	Status func() map[string]any
 	// Gauges returns further numbers for /metrics, by name.

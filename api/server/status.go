@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"bulla/api"
+	"bulla/ledger"
 	"bulla/record"
 )
 
@@ -43,12 +44,24 @@ func (s *server) status() (*api.Status, error) {
 			}
 			one.Refused[string(code)] = n
 		}
-		if r := st.Refusing; r != nil {
-			one.Refusing = &api.FailureDetail{Code: r.Code, Message: r.Message}
-		}
+		one.Refusing = s.refusing(l.Ledger, st.Refusing)
 		out.Logs = append(out.Logs, one)
 	}
 	return out, nil
+}
+
+// refusing is why a log takes no events now: by the sealer's order, or for the clock; nil when it takes them.
+func (s *server) refusing(l *ledger.Ledger, held *ledger.Refusal) *api.FailureDetail {
+	if held != nil {
+		return &api.FailureDetail{Code: held.Code, Message: held.Message}
+	}
+	if s.cfg.Now == nil {
+		return nil
+	}
+	if err := l.State().Policy.Clock.Allows(s.cfg.Now()); err != nil {
+		return &api.FailureDetail{Code: record.CodeClock, Message: err.Error()}
+	}
+	return nil
 }
 
 // alive says that the process answers.
@@ -113,7 +126,7 @@ var (
 	waiting  = prometheus.NewDesc("bulla_queue_events", "Events waiting to be sequenced.", []string{"log"}, nil)
 	signing  = prometheus.NewDesc("bulla_sign_seconds_total", "Time spent in signatures.", []string{"log"}, nil)
 	writing  = prometheus.NewDesc("bulla_commit_seconds_total", "Time spent in commits.", []string{"log"}, nil)
-	refusing = prometheus.NewDesc("bulla_refusing", "1 while events are refused by order of the sealer.", []string{"log"}, nil)
+	refusing = prometheus.NewDesc("bulla_refusing", "1 while events are refused, by order of the sealer or for the clock.", []string{"log"}, nil)
 )
 
 // Describe names nothing in advance: the numbers of the machine depend on its devices.
@@ -138,7 +151,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		send(signing, prometheus.CounterValue, st.Stats.SignTime.Seconds(), l.Name)
 		send(writing, prometheus.CounterValue, st.Stats.CommitTime.Seconds(), l.Name)
 		held := 0.0
-		if st.Refusing != nil {
+		if c.s.refusing(l.Ledger, st.Refusing) != nil {
 			held = 1
 		}
 		send(refusing, prometheus.GaugeValue, held, l.Name)
