@@ -8,7 +8,11 @@ work=$(mktemp -d "$cache/.chrony-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work" # apt downloads as its own user where it can
 cd "$work"
-apt-get -qq download chrony 2>apt.log || { cat apt.log >&2; echo "chrony could not be downloaded: run apt-get update first" >&2; exit 1; }
+download() { apt-get -qq download chrony >apt.log 2>&1; }
+download || {
+	sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
+	$sudo apt-get -qq update && download || { cat apt.log >&2; echo "chrony could not be downloaded: is there a network?" >&2; exit 1; }
+}
 dpkg -x chrony_*.deb root
 rm -rf "$cache/chrony"
 mv root "$cache/chrony"

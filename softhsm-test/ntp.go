@@ -1,6 +1,8 @@
 package softhsmtest
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -137,7 +139,7 @@ func (s *NTP) serve() {
 		}
 		s.queries.Add(1)
 		b := *s.now.Load()
-		q := query{packet: append([]byte(nil), in[:n]...), arrived: arrived, from: from}
+		q := query{packet: bytes.Clone(in[:n]), arrived: arrived, from: from}
 		switch {
 		case b.Silent:
 		case b.DelayIn <= 0 && b.DelayOut <= 0:
@@ -187,7 +189,7 @@ func (s *NTP) pause(d time.Duration) bool {
 func (s *NTP) answer(b Behaviour, q query) {
 	out := b.packet(q, s.started)
 	if b.SpoofFirst {
-		forged := append([]byte(nil), out...)
+		forged := bytes.Clone(out)
 		forged[24] ^= 0x55
 		putTime(forged[40:], time.Now().Add(b.Offset+time.Hour))
 		s.send(forged, q.from)
@@ -206,12 +208,12 @@ func (b *Behaviour) packet(q query, started time.Time) []byte {
 		return t.Add(b.Offset + time.Duration(float64(t.Sub(started))*b.DriftPPM/1e6))
 	}
 	out := make([]byte, ntpHeader, ntpHeader+maxMAC)
-	version := or(b.Version, q.packet[0]>>3&7)
-	out[0] = b.Leap<<6 | version&7<<3 | or(b.Mode, modeServer)&7
-	out[1] = or(b.Stratum, 1)
+	version := cmp.Or(b.Version, q.packet[0]>>3&7)
+	out[0] = b.Leap<<6 | version&7<<3 | cmp.Or(b.Mode, modeServer)&7
+	out[1] = cmp.Or(b.Stratum, 1)
 	out[2], out[3] = 6, 0xE9 // poll; precision 2^-23 s
 	putShort(out[4:], b.RootDelay)
-	putShort(out[8:], or(b.RootDisp, 100*time.Microsecond))
+	putShort(out[8:], cmp.Or(b.RootDisp, 100*time.Microsecond))
 	copy(out[12:16], "LOCL")
 	if b.Kiss != "" {
 		out[1] = 0
@@ -235,15 +237,6 @@ func (b *Behaviour) packet(q query, started time.Time) []byte {
 		return out[:ntpHeader/2]
 	}
 	return out
-}
-
-// or is v, or without one the usual value.
-func or[T comparable](v, usual T) T {
-	var zero T
-	if v == zero {
-		return usual
-	}
-	return v
 }
 
 // stampArrivals has the kernel say when each packet arrived, as good servers do.
