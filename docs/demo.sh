@@ -34,7 +34,7 @@ head -n 20000 "$input" >"$work/input.log"
 lines=$(grep -c . "$work/input.log")
 
 say "2. $lines lines of $input go in, each a signed entry with a receipt"
-run bulla append --lines --type dpkg.line --source "$(hostname)" --receipts "$work/receipts" "$work/input.log" | tail -n 3
+run bulla append --lines --type dpkg.line --source "$(uname -n)" --receipts "$work/receipts" "$work/input.log" | tail -n 3
 run bulla status
 
 index=$(ls "$work/receipts" | sed -n 's/^\([0-9]*\)\.json$/\1/p' | sort -n | tail -n 1)
