@@ -153,7 +153,7 @@ func (r *Replay) Next(body []byte) []Finding {
 	for i := range st.Abandoned {
 		r.abandoned(c, st.Abandoned[:i+1])
 	}
-	r.follows(c, st, a)
+	r.follows(c, st, a, false)
 	r.heads(c, st, false)
 	if a.Counter != before {
 		r.counted = sealed
@@ -217,7 +217,7 @@ func (r *Replay) quoted(c *checker, s *Seal, st *Statement, a, q *Attested, dige
 }
 
 // follows checks that a seal, abandoned or not, follows on what is known: by number, quote before it, boot, counter and PCR.
-func (r *Replay) follows(c *checker, st *Statement, a *Attested) {
+func (r *Replay) follows(c *checker, st *Statement, a *Attested, abandoned bool) {
 	if st.Number != r.number+1 {
 		c.fail(RuleNumber, fmt.Sprint(r.number+1), fmt.Sprint(st.Number))
 	}
@@ -237,6 +237,9 @@ func (r *Replay) follows(c *checker, st *Statement, a *Attested) {
 			reset = !slices.Contains(may, st.PCR.Before) && slices.Contains(r.boot.late, st.PCR.Before)
 			may = slices.Concat(may, r.boot.late)
 		}
+	}
+	if abandoned { // the PCR may have been read after the reset
+		may = append(slices.Clone(may), record.Hash{})
 	}
 	if r.boot.over && !reset {
 		c.fail(RuleAbandoned, "a reset after "+r.boot.clock.String(), a.Clock.String())
@@ -272,7 +275,7 @@ func (r *Replay) abandoned(c *checker, list []Abandoned) {
 		return
 	}
 	r.certified(c, Signed{x.Attest, x.Signature}, st, a)
-	r.follows(c, st, a)
+	r.follows(c, st, a, true)
 	r.heads(c, st, r.size == 0) // the log may have been made after it
 	st.Abandoned = list[:len(list)-1]
 	listed, err := st.Encode()

@@ -64,6 +64,12 @@ func TestReplayHonest(t *testing.T) {
 			m.pcrs = [24]record.Hash{}
 			return [][]byte{a, m.seal(start), m.seal(edit{})}
 		}},
+		{"reset before the statement was made", func(m *machine) [][]byte {
+			a, p := m.seal(start), m.begin(edit{statement: func(s *attest.Statement) { s.PCR.Before = record.Hash{} }})
+			m.reset(0)
+			m.abandon(p)
+			return [][]byte{a, m.seal(start), m.seal(edit{})}
+		}},
 		{"reset before the statement went into the PCR", func(m *machine) [][]byte {
 			a, p := m.seal(start), m.begin(edit{})
 			m.reset(0)
