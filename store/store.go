@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/internal/durable"
@@ -151,7 +152,7 @@ func open(path string, o *bbolt.Options) (l *Log, err error) {
 	}
 	defer guard(&err)
 	db, err := bbolt.Open(path, 0o600, o)
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("opening log %s: it is in use by another process; stop that bullad first", path)
 	}
 	if err != nil {
