@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/mod/sumdb/note"
@@ -286,4 +287,23 @@ func claim(t testing.TB, rep *verify.Report, name string) verify.Claim {
 	}
 	t.Fatalf("the report has no claim %s", name)
 	return verify.Claim{}
+}
+
+// large is a log that reaches level 2 of the tree, made once: 256*256 + 257 entries.
+func large(t testing.TB) (files, *verify.Policy) {
+	t.Helper()
+	largeLog.once.Do(func() {
+		b := newBuilder(t).begin().events(256*256 + 256)
+		largeLog.files, largeLog.policy = b.export(), b.policy()
+	})
+	if largeLog.files == nil {
+		t.Fatal("the large log could not be made")
+	}
+	return largeLog.files, largeLog.policy
+}
+
+var largeLog struct {
+	once   sync.Once
+	files  files
+	policy *verify.Policy
 }

@@ -23,6 +23,9 @@ type fold struct {
 	replay *attest.Replay // of the seals; nil until the genesis has enrolled a TPM
 	seals  uint64         // seen
 	head   headAt         // what replay asks for
+	// enrolled is the TPM that the genesis names; sealAt the entries of good seals, by number
+	enrolled *attest.Enrolment
+	sealAt   map[uint64]uint64
 
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC

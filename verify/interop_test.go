@@ -41,7 +41,7 @@ func (s tessera) ReadEntryBundle(_ context.Context, i uint64, p uint8) ([]byte, 
 
 func TestTesseraAcceptsOurTiles(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int{1, 256, 600, 66000} {
+	for _, n := range []int{1, 256, 600} {
 		b := newBuilder(t).begin().events(n - 1)
 		vkey, err := record.VKey(origin, b.keys[0].Public()) // the ECDSA line
 		b.must(err)

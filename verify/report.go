@@ -42,7 +42,7 @@ const (
 
 var claimNames = []string{ClaimBytes, ClaimChain, ClaimTree, ClaimSignatures, ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback, ClaimReceipts, ClaimContinuity}
 
-// Report is the outcome of a run. Its JSON form is stable and documented in docs/formats.md.
+// Report is the outcome of a run. Its JSON form is stable: members may be added, none changes its meaning.
 type Report struct {
 	Verdict    Verdict           `json:"verdict"`
 	Log        string            `json:"log,omitempty"`  // origin

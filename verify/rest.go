@@ -16,15 +16,17 @@ import (
 func (r *run) judgeRest(ctx context.Context) error {
 	var beyond, other uint64
 	example := ""
+	copies := copies{r: r}
 	err := r.src.Walk(ctx, func(name string) error {
 		t, ok := ParseTilePath(name)
 		if !ok {
-			if name != checkpoint {
+			known, err := copies.judge(ctx, name)
+			if name != checkpoint && !known {
 				if other++; example == "" {
 					example = name
 				}
 			}
-			return nil
+			return err
 		}
 		full, width := tilesAt(t.L, r.head.Size)
 		switch n := uint64(t.N); {

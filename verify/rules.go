@@ -30,6 +30,7 @@ var ownRules = []Rule{
 	{"tile.format", ClaimBytes, "A tile does not have 32 bytes for each of its hashes: it was damaged, cut or replaced."},
 	{"tile.hash", ClaimBytes, "A tile holds another hash than the entries lead to, while entries and head agree: the tile was changed."},
 	{"tile.partial", ClaimBytes, "An older, partial copy of a tile does not agree with the tile: one of the two was changed."},
+	{"copy.differs", ClaimBytes, "A copy for standard tools is not of what the entry holds: it was changed. The entry is the evidence."},
 
 	{"entry.index", ClaimChain, "The entry says that it stands elsewhere in the log: it was moved, or entries before it were added or removed."},
 	{"entry.log", ClaimChain, "The entry says that it belongs to another log: it was brought in from there, or the log was renamed."},

@@ -36,7 +36,7 @@ func (f *fold) enrol() {
 	if tpm == nil {
 		return
 	}
-	f.head = headAt{r: f.r}
+	f.head, f.enrolled, f.sealAt = headAt{r: f.r}, tpm, map[uint64]uint64{}
 	replay, err := attest.NewReplay(*tpm, f.r.origin, f.head.hash)
 	if err != nil {
 		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(0), Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
@@ -69,7 +69,9 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 		good = false
 	}
 	if good {
-		f.sealed, _ = f.replay.Sealed()
+		var number uint64
+		f.sealed, number = f.replay.Sealed()
+		f.sealAt[number] = e.Index
 		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
 	}
 	return nil

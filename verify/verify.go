@@ -15,7 +15,9 @@
 //	head.go     the checkpoint: format and signatures
 //	seals.go    what the TPM attested
 //	history.go  roots and leaf hashes of earlier sizes, as they were judged
-//	receipts.go receipts held outside the log; rest.go files that the head does not need
+//	receipts.go receipts held outside the log
+//	rest.go     files that the head does not need; copies.go those of seals for standard tools
+//	export.go   the other way: evidence copied from where it is served or stored; readme.go its README
 //
 // There are three answers. A log is tampered when something in it contradicts something else or the policy. It is verified when
 // every claim that the policy requires was checked in full. Otherwise it is not checkable, and the report says what is missing. The

@@ -9,7 +9,7 @@ import (
 
 func TestHonestLogsVerify(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int{1, 2, 3, 255, 256, 257, 511, 512, 700, 65536, 65537 + 256} {
+	for _, n := range []int{1, 2, 3, 255, 256, 257, 511, 512, 700, 65536} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
 			b := newBuilder(t).begin().events(n - 1)
@@ -19,17 +19,23 @@ func TestHonestLogsVerify(t *testing.T) {
 	}
 }
 
+func TestLargeLogVerifies(t *testing.T) {
+	t.Parallel()
+	f, p := large(t)
+	want(t, run(t, f, p), verify.OutcomeVerified)
+}
+
 func TestFlippedByteInAnEntryNamesIt(t *testing.T) {
 	t.Parallel()
-	b := newBuilder(t).begin().events(700)
+	b := newBuilder(t).begin().events(300)
 	honest := b.export()
 	index := uint64(0)
-	for _, name := range []string{"tile/entries/000", "tile/entries/001", "tile/entries/002.p/189"} {
+	for _, name := range []string{"tile/entries/000", "tile/entries/001.p/45"} {
 		data := honest[name]
 		for at := 0; at < len(data); index++ {
 			n := int(data[at])<<8 | int(data[at+1])
 			for _, k := range []int{0, 1, 2, 3, n / 2, n, n + 1} { // the length, the first byte, the last
-				if index%7 != 0 && k != n/2 {
+				if index%7 != 0 && (k != n/2 || index%2 != 0) {
 					continue
 				}
 				bad := honest.clone()
