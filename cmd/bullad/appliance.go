@@ -52,33 +52,35 @@ func (c *lateClock) Now() clock.Stamp {
 }
 
 // openAppliance opens devices and logs, in that order, and starts nothing yet. What it opened is closed again on error.
-func openAppliance(ctx context.Context, path string, cfg *Config, log *slog.Logger) (a *appliance, err error) {
-	a = &appliance{cfg: cfg, log: log, clock: &lateClock{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close())
-		}
-	}()
+func openAppliance(ctx context.Context, path string, cfg *Config, log *slog.Logger) (*appliance, error) {
+	a := &appliance{cfg: cfg, log: log, clock: &lateClock{}}
+	if err := a.open(ctx, path); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *appliance) open(ctx context.Context, path string) (err error) {
 	if a.exe, err = fileHash("/proc/self/exe"); err != nil {
-		return nil, err
+		return err
 	}
 	if a.config, err = fileHash(path); err != nil {
-		return nil, err
+		return err
 	}
-	if a.devices, err = openDevices(ctx, cfg); err != nil {
-		return nil, err
+	if a.devices, err = openDevices(ctx, a.cfg); err != nil {
+		return err
 	}
-	for _, lc := range cfg.Logs {
+	for _, lc := range a.cfg.Logs {
 		l, err := a.openLog(ctx, lc)
 		if err != nil {
-			return nil, fmt.Errorf("log %s: %w", lc.Name, err)
+			return fmt.Errorf("log %s: %w", lc.Name, err)
 		}
 		a.logs = append(a.logs, &openLog{lc, l})
 	}
 	if err := a.openMonitor(); err != nil {
-		return nil, err
+		return err
 	}
-	return a, a.openSealer(ctx)
+	return a.openSealer(ctx)
 }
 
 func (a *appliance) openLog(ctx context.Context, lc LogConfig) (*ledger.Ledger, error) {
