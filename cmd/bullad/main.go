@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -50,7 +51,7 @@ func run(args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "bullad:", err)
+		fmt.Fprintf(os.Stderr, "bullad: %v%s\n", err, advice(err))
 	}
 	return exitCode(err)
 }
@@ -88,6 +89,25 @@ func exitCode(err error) int {
 		return exitIO
 	}
 	return exitIO
+}
+
+// advice is what to do about errors that come from below and do not say so themselves.
+func advice(err error) string {
+	for _, a := range []struct {
+		is error
+		do string
+	}{
+		{hsm.ErrNoToken, "plug the token in, or correct token= in the key's URI (pkcs11-tool --module MODULE -L lists what there is)"},
+		{hsm.ErrNoKey, "correct object= or id= in the key's URI; bullad init makes the key of a new log"},
+		{ledger.ErrOrigin, "correct origin or file of this [[log]] in the configuration"},
+		{ledger.ErrKey, "correct key or interop of this [[log]] in the configuration; a log's key changes by ceremony only"},
+		{fs.ErrNotExist, "correct the path, or put the file back"},
+	} {
+		if errors.Is(err, a.is) {
+			return ": " + a.do
+		}
+	}
+	return ""
 }
 
 // harden keeps secrets out of core dumps and out of other processes' reach.
