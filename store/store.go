@@ -24,12 +24,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 
 	"bulla/internal/durable"
 	"bulla/record"
@@ -90,8 +92,27 @@ type Stream struct {
 
 // Log is one open log file. Reads may run concurrently with each other and with Commit.
 type Log struct {
-	db   *bbolt.DB
-	path string
+	db      *bbolt.DB
+	path    string
+	touched atomic.Int64 // bytes read or written through the mapping since it was last given back
+}
+
+// giveBack is after how many bytes the mapping of the file is given back to the kernel. The pages stay cached; but what is mapped
+// counts as this process's memory, and in time that would be the whole log.
+const giveBack = 64 << 20
+
+// touch counts bytes that went through the mapping.
+func (l *Log) touch(n int) {
+	if l.touched.Add(int64(n)) < giveBack {
+		return
+	}
+	l.touched.Store(0)
+	info, err := os.Stat(l.path)
+	if err != nil {
+		return // it only would have saved memory
+	}
+	size := min(info.Size(), initialMmap)
+	_, _, _ = unix.Syscall(unix.SYS_MADVISE, l.db.Info().Data, uintptr(size), unix.MADV_DONTNEED)
 }
 
 // Create makes a new log file whose first batch is b (the genesis); it fails with fs.ErrExist when path is taken. A crash leaves
@@ -192,6 +213,9 @@ func (l *Log) Commit(b *Batch) (err error) {
 	}
 	err = l.db.Update(func(tx *bbolt.Tx) error { return put(tx, b) })
 	if err == nil {
+		for _, e := range b.Entries {
+			l.touch(len(e))
+		}
 		return nil
 	}
 	// bbolt writes data pages, syncs, writes the meta page, syncs. Only a failed write of data pages surely left the old state:
@@ -312,6 +336,8 @@ func (l *Log) Size() (n uint64, err error) {
 // Range calls f with the entries from index `from` on, in order, until f returns false, until entries below `to` are through, or
 // the log ends. The bytes are valid only during the call. f must not block: a long read delays the reuse of pages.
 func (l *Log) Range(from, to uint64, f func(index uint64, entry []byte) bool) error {
+	touched := 0
+	defer func() { l.touch(touched) }()
 	return l.view(func(tx *bbolt.Tx) error {
 		batches := tx.Bucket(bucketBatches)
 		c := batches.Cursor()
@@ -324,6 +350,7 @@ func (l *Log) Range(from, to uint64, f func(index uint64, entry []byte) bool) er
 			}
 			in := batch.Cursor()
 			for k, v := in.Seek(key(from)); len(k) == 8; k, v = in.Next() {
+				touched += len(v)
 				if i := binary.BigEndian.Uint64(k); i >= to || !f(i, v) {
 					return nil
 				}

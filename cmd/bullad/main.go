@@ -28,10 +28,18 @@ const (
 	exitSoftware    = 70 // a commit's outcome is unknown: start again
 )
 
+// The heap may grow for speed while it is small; near the limit it is collected as often as it takes.
+const (
+	gcPercent   = 400
+	memoryLimit = 200 << 20
+)
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
 	syscall.Umask(0o077)
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
 	if err := harden(); err != nil {
 		fmt.Fprintln(os.Stderr, "bullad:", err)
 		return exitSoftware
