@@ -58,6 +58,27 @@ func CheckEK(public []byte, c *x509.Certificate) error {
 	return nil
 }
 
+// CheckEndorsement checks that the enrolment's endorsement key is one that the roots certify. That the attestation key is of the same
+// TPM is shown by a credential only.
+func (e *Enrolment) CheckEndorsement(roots *x509.CertPool) error {
+	if len(e.EKCertificates) == 0 {
+		return errors.New("the enrolment has no certificate of an endorsement key")
+	}
+	others := x509.NewCertPool()
+	for i, der := range e.EKCertificates[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("ek_certificates[%d]: %w", i+1, err)
+		}
+		others.AddCert(c)
+	}
+	chain, err := VerifyEK(e.EKCertificates[0], roots, others)
+	if err != nil {
+		return err
+	}
+	return CheckEK(e.EK, chain[0])
+}
+
 func parseEK(public []byte) (*tpm2.TPMTPublic, error) {
 	p, err := parsePublic(public)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"maps"
 	"os"
@@ -18,6 +19,7 @@ import (
 
 	"bulla/attest"
 	"bulla/record"
+	softhsmtest "bulla/softhsm-test"
 	"bulla/tpm"
 )
 
@@ -160,6 +162,23 @@ func TestActivateCredential(t *testing.T) {
 	foreign, err := tpm.Endorsed(open(t, other, 0), e, other.Roots())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		device *softhsmtest.TPM
+		e      *attest.Enrolment
+		good   bool
+	}{{d, e, true}, {other, e, false}, {other, foreign[0], false}, {d, &attest.Enrolment{}, false}} {
+		text, err := os.ReadFile(c.device.Roots())
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
+			t.Fatal("no roots")
+		}
+		if err := c.e.CheckEndorsement(roots); (err == nil) != c.good {
+			t.Errorf("endorsement: %v, want good: %t", err, c.good)
+		}
 	}
 	for _, evicted := range []bool{false, true} {
 		if evicted {
