@@ -4,6 +4,7 @@
 //	attest.go   what is recorded: enrolment, statement, seal
 //	tpms.go     the TPM's own structures, parsed strictly (TPM 2.0 Library, Part 2)
 //	check.go    one seal by itself, and seals in the order of a log
+//	ek.go       endorsement keys, and the credential that ties an attestation key to one
 //	files.go    the same evidence as files, for standard tools
 //
 // A seal is two signatures by the attestation key (AK), a restricted key that signs only what the TPM itself says. A is NV_Certify of
