@@ -49,11 +49,17 @@ func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
 	if err := b.readTile(ctx, r.src, t); err != nil {
 		return nil, err
 	}
-	if err := b.readEntries(ctx, r.src, t); err != nil {
+	buf, ok := r.buffers.Get().(*[]byte)
+	if !ok {
+		buf = new([]byte)
+	}
+	var err error
+	if *buf, err = b.readEntries(ctx, r.src, t, *buf); err != nil {
 		return nil, err
 	}
 	b.parse(r.origin)
 	b.hash()
+	r.buffers.Put(buf) // nothing of b refers to it any more
 	return b, nil
 }
 
@@ -92,33 +98,39 @@ func hashes(data []byte) []record.Hash {
 	return out
 }
 
-// readEntries splits the bundle and puts each entry into its slot.
-func (b *bundle) readEntries(ctx context.Context, src Source, t tlog.Tile) error {
+// readEntries reads the bundle, into buf if that is large enough, splits it, and puts each entry into its slot. Until parse has copied
+// what is kept, the slots refer to the buffer that is returned.
+func (b *bundle) readEntries(ctx context.Context, src Source, t tlog.Tile, buf []byte) ([]byte, error) {
 	name := TilePath(t)
-	data, ok, err := read(ctx, src, name, maxBundle)
+	data, ok, err := readInto(ctx, src, name, maxBundle, buf)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !ok {
 		b.gone = append(b.gone, name)
-		return nil
+		return buf, nil
 	}
-	if raw, err := record.ParseBundle(data); err == nil && len(raw) == t.W {
+	b.place(name, t.W, data)
+	return data, nil
+}
+
+// place splits a bundle and puts each entry into its slot.
+func (b *bundle) place(name string, width int, data []byte) {
+	if raw, err := record.ParseBundle(data); err == nil && len(raw) == width {
 		for i, e := range raw {
 			b.slots[i] = slot{present: true, leaf: record.LeafHash(e), raw: e}
 		}
 		if b.tile == nil || b.aligned() {
-			return nil
+			return
 		}
 	}
 	// Something does not fit. The stored hashes say which entries belong where, and so what exactly is wrong.
 	clear(b.slots)
 	if b.tile == nil {
-		b.found = append(b.found, Finding{Rule: "bundle.format", File: name, Index: at(b.first), Expected: fmt.Sprintf("%d entries", t.W), Found: "bytes that do not split into them"})
-		return nil
+		b.found = append(b.found, Finding{Rule: "bundle.format", File: name, Index: at(b.first), Expected: fmt.Sprintf("%d entries", width), Found: "bytes that do not split into them"})
+		return
 	}
-	b.place(name, split(data, b.tile))
-	return nil
+	b.sort(name, split(data, b.tile))
 }
 
 // aligned reports whether no entry seems to be out of its place: each that differs from its stored hash is at least not another's.
@@ -233,8 +245,8 @@ func framed(data []byte) bool {
 	return n == len(data) || n+2 < len(data) && bytes.HasPrefix(data[n+2:], entryStart)
 }
 
-// place puts pieces into slots by their hashes, and reports what is missing, extra or out of order.
-func (b *bundle) place(name string, pieces []piece) {
+// sort puts pieces into slots by their hashes, and reports what is missing, extra or out of order.
+func (b *bundle) sort(name string, pieces []piece) {
 	ahead := func(h record.Hash, in []record.Hash) int {
 		for i, x := range in {
 			if x == h {

@@ -23,8 +23,13 @@ type Source interface {
 	Walk(ctx context.Context, f func(name string) error) error
 }
 
-// read reads at most limit bytes of a file; ok is false when there is none.
+// read reads a file of at most limit bytes, and one more byte of a longer one; ok is false when there is none.
 func read(ctx context.Context, src Source, name string, limit int) (b []byte, ok bool, err error) {
+	return readInto(ctx, src, name, limit, nil)
+}
+
+// readInto is read into buf, as far as that is large enough.
+func readInto(ctx context.Context, src Source, name string, limit int, buf []byte) (b []byte, ok bool, err error) {
 	f, err := src.Open(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
@@ -32,11 +37,19 @@ func read(ctx context.Context, src Source, name string, limit int) (b []byte, ok
 	if err != nil {
 		return nil, false, fmt.Errorf("reading %s: %w", name, err)
 	}
-	b, err = io.ReadAll(io.LimitReader(f, int64(limit)+1))
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
+	b = buf[:0]
+	for err == nil && len(b) <= limit {
+		if len(b) == cap(b) {
+			b = slices.Grow(b, max(4096, min(cap(b), limit+1-len(b))))
+		}
+		var n int
+		n, err = f.Read(b[len(b):min(cap(b), limit+1)])
+		b = b[:len(b)+n]
 	}
-	if err != nil {
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, false, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return b, true, nil

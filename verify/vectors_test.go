@@ -185,7 +185,7 @@ func TestNoByteOfSealedEvidenceCanBeFlipped(t *testing.T) {
 		if name == "README.md" || strings.HasSuffix(name, "attest.pb") {
 			continue
 		}
-		step := max(1, len(data)/60)
+		step := max(1, len(data)/12)
 		for at := len(name) % step; at < len(data); at += step {
 			bad := honest.clone()
 			bad[name][at] ^= 1 << (at % 8)

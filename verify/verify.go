@@ -29,6 +29,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync"
 
 	"bulla/record"
 )
@@ -100,6 +101,8 @@ type run struct {
 	claims map[string]*claimState
 	chain  chain
 	fold   fold
+
+	buffers sync.Pool // of bundles' bytes
 }
 
 func newRun(src Source, policy *Policy, opt Options) *run {
