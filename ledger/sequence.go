@@ -196,7 +196,7 @@ func (l *Ledger) commit(b *batch) {
 	}
 	l.stats.committed(len(b.drafts), time.Since(start))
 	l.committed.Store(b.next)
-	if len(b.streams) > 0 {
+	if b.streams != nil {
 		l.background.Go(func() { l.snapshot(b.streams, b.next.size()) })
 	}
 }
@@ -246,7 +246,7 @@ func (l *Ledger) abandon(b *batch, why error) error {
 	for i := len(b.undo) - 1; i >= 0; i-- {
 		b.undo[i]()
 	}
-	if len(b.streams) > 0 {
+	if b.streams != nil {
 		l.resnapshot.Store(true)
 	}
 	l.stats.failed(why)

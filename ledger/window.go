@@ -110,9 +110,10 @@ func (w *window) forget(size uint64) {
 	w.order = w.order[i:]
 }
 
-// dirty returns the streams to snapshot, once the log has grown enough since the last time.
+// dirty returns the streams to snapshot, once the log has grown enough since the last time; nil when it has not. A snapshot of no
+// streams says as much: that nothing before it needs to be replayed for their sake.
 func (w *window) dirty(size uint64) []store.Stream {
-	if size < w.at || len(w.changed) == 0 {
+	if size < w.at {
 		return nil
 	}
 	w.at = size + snapshotEvery
