@@ -192,6 +192,8 @@ func (c *call) answer(err error) {
 	case errors.As(err, &r):
 	case errors.As(err, &field):
 		r = invalid(err)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		r = &ledger.Refusal{Code: record.CodeInvalid, Message: "the body ends early"}
 	case errors.As(err, &large):
 		r = &ledger.Refusal{Code: record.CodeTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
 	case errors.Is(err, errNotFound), errors.Is(err, store.ErrNotFound):
@@ -546,14 +548,22 @@ func (c *call) seal() error { return c.makeSeal(ledger.ReasonDemand, nil) }
 
 // challenge makes a seal whose statement carries the caller's nonce.
 func (c *call) challenge() error {
-	var in api.Challenge
-	d := json.NewDecoder(http.MaxBytesReader(c.w, c.r.Body, 4096))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&in); err != nil {
-		return &ledger.Refusal{Code: record.CodeInvalid, Message: "the body must be {\"nonce\": BASE64}: " + err.Error()}
+	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, 4096))
+	if err != nil {
+		return err
 	}
-	if len(in.Nonce) < 8 || len(in.Nonce) > maxNonce {
-		return &ledger.Refusal{Code: record.CodeInvalid, Field: "nonce", Message: fmt.Sprintf("must have 8 to %d bytes, in base64", maxNonce)}
+	canonical, err := record.Canonicalize(body, 1)
+	if err != nil {
+		return err
+	}
+	var in api.Challenge
+	err = record.UnmarshalCanonical(canonical, &in)
+	var field *record.FieldError
+	switch {
+	case errors.As(err, &field) && field.Field == "nonce", err == nil && (len(in.Nonce) < 8 || len(in.Nonce) > maxNonce):
+		return &ledger.Refusal{Code: record.CodeInvalid, Field: "nonce", Message: fmt.Sprintf("must be 8 to %d bytes in standard base64, padded, in one line", maxNonce)}
+	case err != nil:
+		return err
 	}
 	return c.makeSeal(ledger.ReasonChallenge, in.Nonce)
 }
