@@ -272,10 +272,12 @@ func (r *Replay) abandoned(c *checker, list []Abandoned) {
 	}
 	if st.PCR.Index != r.e.PCR || len(st.Abandoned) > 0 {
 		c.fail(RuleAbandoned, fmt.Sprintf("PCR %d, no list of its own", r.e.PCR), fmt.Sprintf("PCR %d, a list of %d", st.PCR.Index, len(st.Abandoned)))
+		r.number = st.Number
 		return
 	}
 	r.certified(c, Signed{x.Attest, x.Signature}, st, a)
 	r.follows(c, st, a, true)
+	r.number = st.Number
 	r.heads(c, st, r.size == 0) // the log may have been made after it
 	st.Abandoned = list[:len(list)-1]
 	listed, err := st.Encode()

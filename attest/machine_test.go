@@ -152,7 +152,7 @@ func (m *machine) begin(x edit) pending {
 	h, _ := m.head(m.size)
 	logs := []attest.Head{{Hash: record.Hash{1}, Log: "example.com/another", Size: 5}, {Hash: h, Log: origin, Size: m.size}}
 	st := attest.Statement{
-		Abandoned: m.abandoned, Logs: logs, Number: m.last.Number + 1, PCR: attest.StatementPCR{Before: m.pcrs[sealPCR], Index: sealPCR},
+		Abandoned: m.abandoned, Logs: logs, Number: m.last.Number + uint64(len(m.abandoned)) + 1, PCR: attest.StatementPCR{Before: m.pcrs[sealPCR], Index: sealPCR},
 		Previous: m.quote, Reason: "interval", V: 1,
 	}
 	st.Counter.Name = counterName

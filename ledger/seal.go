@@ -56,7 +56,7 @@ func (s *Sealer) seal(ctx context.Context, reason string, nonce []byte) (uint64,
 		return 0, err
 	}
 	// 4. to 6. as after a restart.
-	number := s.last().Number + 1
+	number := s.next()
 	if err := s.settle(ctx); err != nil {
 		return 0, err
 	}
@@ -71,7 +71,7 @@ func (s *Sealer) statement(heads []attest.Head, a attest.Signed, before record.H
 	st := attest.Statement{
 		Counter:   attest.StatementCounter{Attest: sha256.Sum256(a.Attest), Name: s.state.Enrolment.Counter.Name},
 		Logs:      heads,
-		Number:    last.Number + 1,
+		Number:    s.next(),
 		PCR:       attest.StatementPCR{Before: before, Index: s.state.Enrolment.PCR},
 		Previous:  last.Quote,
 		Reason:    reason,
@@ -177,6 +177,13 @@ func (s *Sealer) quote(ctx context.Context, p *pendingSeal, st *attest.Statement
 		}
 	}
 	if now != extended {
+		// Unless it was reset while this went on.
+		if clock, err = s.cfg.TPM.Clock(ctx); err != nil {
+			return false, fmt.Errorf("reading the TPM's clock: %w", err)
+		}
+		if clock.ResetCount != certified.Clock.ResetCount {
+			return true, s.abandonPending(p)
+		}
 		return false, fmt.Errorf("%w: PCR %d is neither before nor after the pending seal %d: another program extends it, or an old file was put back", ErrRollback, st.PCR.Index, st.Number)
 	}
 	// 5. Quote.
@@ -201,8 +208,11 @@ func (s *Sealer) quote(ctx context.Context, p *pendingSeal, st *attest.Statement
 
 // abandonPending gives up a seal that a reset of the machine interrupted. The next one lists it.
 func (s *Sealer) abandonPending(p *pendingSeal) error {
-	s.state.Abandoned = append(s.state.Abandoned, attest.Abandoned{Attest: p.Counter.Attest, Signature: p.Counter.Signature, Statement: p.Statement})
-	s.state.Pending = nil
+	list, err := attest.Abandon(p.Statement, p.Counter)
+	if err != nil {
+		return fmt.Errorf("the pending seal: %w", err)
+	}
+	s.state.Abandoned, s.state.Pending = list, nil
 	return s.save()
 }
 

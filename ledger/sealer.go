@@ -250,13 +250,13 @@ func (s *Sealer) judge(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the counter: %w", err)
 	}
-	clock, err := s.cfg.TPM.Clock(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the TPM's clock: %w", err)
-	}
 	pcr, err := s.cfg.TPM.PCR(ctx, s.state.Enrolment.PCR)
 	if err != nil {
 		return fmt.Errorf("reading the seal PCR: %w", err)
+	}
+	clock, err := s.cfg.TPM.Clock(ctx) // after the PCR: a reset in between shows
+	if err != nil {
+		return fmt.Errorf("reading the TPM's clock: %w", err)
 	}
 	switch {
 	case value != used && (value != used+1 || s.state.Intent != value):

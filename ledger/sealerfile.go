@@ -50,6 +50,9 @@ func (s *Sealer) last() lastSeal {
 	return lastSeal{Counter: e.Counter.Value, Number: e.Seal, PCR: e.Base, Quote: e.Previous}
 }
 
+// next is the number of the next seal: an abandoned one keeps its own.
+func (s *Sealer) next() uint64 { return s.last().Number + uint64(len(s.state.Abandoned)) + 1 }
+
 // used is the highest value of the counter that a seal has, abandoned ones included.
 func (s *Sealer) used() (uint64, error) {
 	used := s.last().Counter
