@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -13,15 +15,15 @@ import (
 
 // bundle is up to 256 entries, read, parsed and hashed by a worker, without knowledge of what comes before or after.
 type bundle struct {
-	first uint64        // index of its first entry
-	slots []slot        // one for each entry that the head says is here
-	tile  []record.Hash // the hashes stored for them; nil when missing or unreadable
-	found []Finding     // what is wrong with the files as such
-	gone  []string      // files that are missing
-	items []item        // what the fold needs to see, in order
-	kinds map[record.Kind]uint64
-	timed uint64       // entries with an estimate of UTC
-	tree  *record.Tree // over the leaves; nil when an entry is not there
+	first   uint64        // index of its first entry
+	slots   []slot        // one for each entry that the head says is here
+	tile    []record.Hash // the hashes stored for them; nil when missing or unreadable
+	found   []Finding     // what is wrong with the files as such
+	missing []string      // files that are not there
+	items   []item        // what the fold needs to see, in order
+	kinds   map[record.Kind]uint64
+	timed   uint64       // entries with an estimate of UTC
+	tree    *record.Tree // over the leaves; nil when an entry is not there
 }
 
 // slot is the place of one entry.
@@ -40,6 +42,11 @@ type slot struct {
 type item struct {
 	slot  int
 	entry *record.Entry
+}
+
+// gone reports whether there are no entries at all.
+func (b *bundle) gone() bool {
+	return slices.ContainsFunc(b.missing, func(name string) bool { return strings.HasPrefix(name, "tile/entries/") })
 }
 
 // bundleAt reads, parses and hashes the bundle that begins at index first.
@@ -71,7 +78,7 @@ func (b *bundle) readTile(ctx context.Context, src Source, t tlog.Tile) error {
 		return err
 	}
 	if !ok {
-		b.gone = append(b.gone, name)
+		b.missing = append(b.missing, name)
 		return nil
 	}
 	if len(data) != t.W*tlog.HashSize {
@@ -107,7 +114,7 @@ func (b *bundle) readEntries(ctx context.Context, src Source, t tlog.Tile, buf [
 		return nil, err
 	}
 	if !ok {
-		b.gone = append(b.gone, name)
+		b.missing = append(b.missing, name)
 		return buf, nil
 	}
 	b.place(name, t.W, data)

@@ -108,7 +108,7 @@ func (r *run) judgeBundle(ctx context.Context, b, next *bundle) error {
 	for _, f := range b.found {
 		r.find(f)
 	}
-	for _, name := range b.gone {
+	for _, name := range b.missing {
 		r.gone(name, b.first)
 	}
 	changed := false // hashes differ from those of the bytes that are there
@@ -175,8 +175,10 @@ func (r *run) judgeSlot(b *bundle, i int, next *record.Hash) (hash record.Hash, 
 	switch {
 	case s.present && s.leaf == stored:
 		return s.leaf, true, r.judgeEntry(s, index)
-	case !s.present: // reported with the bundle
-		r.violate(ClaimBytes, ClaimChain, ClaimTree)
+	case !s.present: // reported with the bundle, as missing or as a finding
+		if !b.gone() {
+			r.violate(ClaimBytes, ClaimChain, ClaimTree)
+		}
 		return stored, true, false
 	case s.parsed && (next != nil && *next == s.leaf || index+1 == r.head.Size && r.leadsToRoot(i, s.leaf)):
 		r.find(Finding{Rule: "tile.hash", Index: at(index), File: TilePath(tileOf(0, index, r.head.Size)), Expected: base64Hash(s.leaf), Found: base64Hash(stored)})

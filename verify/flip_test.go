@@ -66,6 +66,11 @@ func TestNoFileCanBeCutOrMissing(t *testing.T) {
 		if len(rep.Missing) == 0 {
 			t.Errorf("%s: the report does not say what is missing", name)
 		}
+		for _, c := range rep.Claims {
+			if c.Status == verify.Violated || c.Status == verify.NotCheckable && c.Why == "" {
+				t.Errorf("%s: %+v", name, c)
+			}
+		}
 		for _, n := range []int{0, 1, len(data) / 2, len(data) - 1} {
 			cut := maps.Clone(honest)
 			cut[name] = data[:n]

@@ -53,8 +53,16 @@ func (rep *Report) writeHead(w io.Writer) {
 	case u.From == 0:
 		row("unanchored", "every entry: no seal and no receipt vouches for what the appliance's storage says")
 	default:
-		row("unanchored", "entries %d to %d: behind the last seal or receipt", u.From, u.To-1)
+		row("unanchored", "%s: behind the last seal or receipt", span(u.From, u.To))
 	}
+}
+
+// span names the entries [from,to).
+func span(from, to uint64) string {
+	if to == from+1 {
+		return fmt.Sprintf("entry %d", from)
+	}
+	return fmt.Sprintf("entries %d to %d", from, to-1)
 }
 
 func (rep *Report) kinds() string {
