@@ -24,7 +24,7 @@ import (
 // crashRounds is how often TestCrash kills the daemon; BULLA_CRASH_ROUNDS says otherwise.
 const crashRounds = 3
 
-// TestCrash kills the daemon, and with it its TPM, at random moments under load. Afterwards every receipt ever given must be at its
+// TestCrash kills the daemon, and with it its TPM, at random moments under load and while it starts again. Afterwards every receipt ever given must be at its
 // index with the same bytes, no event be there twice, and the whole log verify.
 func TestCrash(t *testing.T) {
 	t.Parallel()
@@ -56,6 +56,10 @@ func TestCrash(t *testing.T) {
 		time.Sleep(wait) // the random moment
 		daemon.kill()
 		load.Wait()
+		// The next crash is in the middle of recovering from this one: opening, settling the last seal, the first seal.
+		daemon = startChild(t, nil, program(t, "bullad"), "dev", "--dir", dir)
+		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
+		daemon.kill()
 		daemon = startDev(t, dir)
 		w := browse(t, dir)
 		count := 0

@@ -364,10 +364,8 @@ func stall(t *testing.T, dir string) *sync.WaitGroup {
 	for range stalledConns {
 		w := connect(t, dir, "stalled").greet()
 		done.Go(func() {
-			if _, err := w.c.Write(almost); err != nil {
-				t.Errorf("stalled: %v", err)
-			}
-			if _, err := io.Copy(io.Discard, w.r); err != nil {
+			_, _ = w.c.Write(almost) // the server may end it before
+			if _, err := io.Copy(io.Discard, w.r); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("stalled: the server did not close: %v", err)
 			}
 		})
