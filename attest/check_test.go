@@ -239,11 +239,6 @@ func TestRules(t *testing.T) {
 			m.clock.Clock -= 1000
 			return [][]byte{a, m.seal(edit{})}
 		}},
-		{attest.RuleClock, "back with a reset by more than a save", func(m *machine) [][]byte {
-			a := m.seal(start)
-			m.reset(5000)
-			return [][]byte{a, m.seal(start)}
-		}},
 		{attest.RuleClock, "back with a reset, but said to be safe", func(m *machine) [][]byte {
 			a := m.seal(start)
 			m.reset(1000)
