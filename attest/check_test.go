@@ -40,7 +40,7 @@ func TestReplayHonest(t *testing.T) {
 		}},
 		{"power cut, the clock behind by less than a save", func(m *machine) [][]byte {
 			a := m.seal(start)
-			m.reset(4000)
+			m.reset(15000)
 			return [][]byte{a, m.seal(start), m.seal(edit{})}
 		}},
 		{"several resets without a seal", func(m *machine) [][]byte {

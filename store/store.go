@@ -336,8 +336,6 @@ func (l *Log) Size() (n uint64, err error) {
 // Range calls f with the entries from index `from` on, in order, until f returns false, until entries below `to` are through, or
 // the log ends. The bytes are valid only during the call. f must not block: a long read delays the reuse of pages.
 func (l *Log) Range(from, to uint64, f func(index uint64, entry []byte) bool) error {
-	touched := 0
-	defer func() { l.touch(touched) }()
 	return l.view(func(tx *bbolt.Tx) error {
 		batches := tx.Bucket(bucketBatches)
 		c := batches.Cursor()
@@ -350,7 +348,7 @@ func (l *Log) Range(from, to uint64, f func(index uint64, entry []byte) bool) er
 			}
 			in := batch.Cursor()
 			for k, v := in.Seek(key(from)); len(k) == 8; k, v = in.Next() {
-				touched += len(v)
+				l.touch(len(v))
 				if i := binary.BigEndian.Uint64(k); i >= to || !f(i, v) {
 					return nil
 				}
