@@ -81,6 +81,7 @@ type builder struct {
 	stamp   clock.Stamp
 	genesis *ceremony.Genesis
 	machine *machine // nil: stamps without an estimate
+	chip    *chip    // nil: no seals
 }
 
 func newBuilder(t testing.TB) *builder {
