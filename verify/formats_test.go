@@ -1,0 +1,50 @@
+package verify
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"bulla/ceremony"
+	"bulla/clock"
+	"bulla/record"
+)
+
+// The examples of genesis and clock entries in docs/formats.md are what the parsers take, once their line breaks are removed.
+func TestFormatsExamples(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../docs/formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := func(tag string) []byte {
+		m := regexp.MustCompile("(?s)```" + tag + "\n(.*?)```").FindStringSubmatch(string(b))
+		if m == nil {
+			t.Fatalf("no example of %s", tag)
+		}
+		return []byte(strings.ReplaceAll(strings.ReplaceAll(m[1], "\n ", ""), "\n", ""))
+	}
+	g, err := ceremony.ParseGenesis(example("genesis"))
+	if err != nil {
+		t.Error(err)
+	} else if g.Origin != "bulla.example/dev" || !(ceremony.State{Policy: *g}).Roles(1001, nil).Auditor {
+		t.Errorf("the example of a genesis says something else: %+v", g)
+	}
+	var e clock.Evidence
+	if err := record.UnmarshalCanonical(example("clock"), &e); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Check(); err != nil {
+		t.Error(err)
+	}
+	// The arithmetic in the text, on the example.
+	s := e.Round.Samples[0]
+	theta := ((s.T2-s.T1)+(s.T3-s.T4))/2 + ((s.Before.Real-s.Before.Raw)+(s.After.Real-s.After.Raw))/2
+	if rtt := (s.T4 - s.T1) - (s.T3 - s.T2); rtt != s.RTT || theta-s.Theta > 1 || s.Theta-theta > 1 {
+		t.Errorf("rtt %d, theta %d; the example has %d, %d", rtt, theta, s.RTT, s.Theta)
+	}
+	if j := s.Judge(clock.DefaultPolicy()); j.Distance != s.Distance || j.RTT != s.RTT {
+		t.Errorf("judged %+v", j)
+	}
+}
