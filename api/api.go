@@ -3,14 +3,16 @@
 // sign.sock takes events in frames: 4 bytes of length, big endian, and that many bytes of JSON. First each side sends a Hello. Then
 // the client sends requests, as many as it likes without waiting, and the server answers each by its id, in any order. http.sock is
 // HTTP/1.1 with JSON; docs/openapi.yaml describes it. docs/formats.md has the bytes of both.
+//
+//	api.go     messages          frame.go    framing and hello
+//	request.go requests          answer.go   answers          scan.go  how both are read
+//	client.go  one request at a time, or many at once        stream.go  a producer's numbered events, repeated until they are in
+//	tile.go    paths of tiles
 package api
 
 import (
-	"bufio"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
 	"path/filepath"
 	"time"
 
@@ -23,6 +25,7 @@ const Version = 1
 // Bounds of the frame protocol.
 const (
 	MaxFrame  = 4 << 20 // bytes of JSON in a frame
+	MinFrame  = 1 << 20 // the least that either side must be ready to read
 	MaxEvents = 10_000  // events in a request
 )
 
@@ -42,13 +45,13 @@ const (
 // Hello is the first frame of each side.
 type Hello struct {
 	V        int      `json:"v"`
-	MaxFrame int      `json:"max_frame"`
+	MaxFrame int      `json:"max_frame"`      // bytes of JSON that this side reads in a frame, MinFrame to MaxFrame
 	Logs     []string `json:"logs,omitempty"` // origins; from the server
 }
 
 // Answer is the server's answer to a request, or a part of it.
 type Answer struct {
-	ID           uint64      `json:"id"`
+	ID           uint64      `json:"id"` // of the request; 0: a frame could not be read, and the connection ends
 	Status       string      `json:"status"`
 	Checkpoint   string      `json:"checkpoint,omitempty"` // signed note; the same in every part
 	Items        []Item      `json:"items,omitempty"`      // one an event, in order
@@ -59,7 +62,7 @@ type Answer struct {
 	RetryAfterMS int64       `json:"retry_after_ms,omitempty"`
 }
 
-// Item is one event's place in the log.
+// Item is one event's place in the log: with entry and proof, or with the leaf hash, as the request wanted.
 type Item struct {
 	Index uint64        `json:"index"`
 	Entry []byte        `json:"entry,omitempty"`
@@ -82,63 +85,6 @@ func (r *Refusal) Error() string {
 	return fmt.Sprintf("refused (%s): %s", r.Code, r.Message)
 }
 
-// ReadFrame reads one frame of at most limit bytes. io.EOF means that the other side closed between frames.
-func ReadFrame(r io.Reader, limit int) ([]byte, error) {
-	n, err := ReadLength(r, limit)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, fmt.Errorf("reading a frame of %d bytes: %w", n, noEOF(err))
-	}
-	return b, nil
-}
-
-// ReadLength reads a frame's length and refuses one beyond the limit.
-func ReadLength(r io.Reader, limit int) (int, error) {
-	var h [4]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return 0, err
-	}
-	n := binary.BigEndian.Uint32(h[:])
-	if n == 0 || uint64(n) > uint64(limit) {
-		return 0, &record.FieldError{Reason: fmt.Sprintf("a frame of %d bytes: must be 1 to %d", n, limit), TooLarge: n != 0}
-	}
-	return int(n), nil
-}
-
-// noEOF makes an end in mid-frame what it is.
-func noEOF(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// WriteFrame writes one frame.
-func WriteFrame(w *bufio.Writer, b []byte) error {
-	var h [4]byte
-	binary.BigEndian.PutUint32(h[:], uint32(len(b)))
-	if _, err := w.Write(h[:]); err != nil {
-		return err
-	}
-	_, err := w.Write(b)
-	return err
-}
-
-// ParseHello reads the other side's first frame; unknown members are ignored.
-func ParseHello(b []byte) (Hello, error) {
-	var h Hello
-	if err := json.Unmarshal(b, &h); err != nil {
-		return h, fmt.Errorf("hello: %w", err)
-	}
-	if h.V != Version {
-		return h, fmt.Errorf("hello: version %d, this side speaks %d", h.V, Version)
-	}
-	return h, nil
-}
-
 // Sockets returns the paths of both sockets, given either, or their directory's path with neither.
 func Sockets(path string) (sign, http string) {
 	dir := path
@@ -148,6 +94,9 @@ func Sockets(path string) (sign, http string) {
 	}
 	return filepath.Join(dir, "sign.sock"), filepath.Join(dir, "http.sock")
 }
+
+// CodeUnknown stands in a Failure where it is not known whether the events were taken; it goes with HTTP status 504.
+const CodeUnknown record.Code = "unknown"
 
 // Failure is the body of an HTTP answer that is not a success.
 type Failure struct {

@@ -3,7 +3,6 @@ package api
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -17,10 +16,13 @@ import (
 // with the same stream numbers or ids; what was taken then is not taken twice.
 var ErrUnknown = errors.New("outcome unknown: ask again with the same stream number or id")
 
+// errClosed is what calls get after Close.
+var errClosed = errors.New("the client was closed")
+
 // Result is where a request's events are.
 type Result struct {
 	Checkpoint []byte // signed note that covers them all
-	Items      []Item
+	Items      []Item // one an event, in order
 }
 
 // Receipt is the i-th event's receipt, of a request that wanted receipts.
@@ -29,68 +31,48 @@ func (r *Result) Receipt(i int) record.Receipt {
 	return record.Receipt{Checkpoint: r.Checkpoint, Entry: it.Entry, Index: it.Index, Proof: it.Proof}
 }
 
-// Client is a connection to sign.sock. Its methods may be used concurrently; requests do not wait for each other.
+// Client talks to sign.sock over one connection, and makes a new one when that is lost. Its methods may be used concurrently; requests
+// do not wait for each other, and are taken in no particular order. Who numbers events uses Stream, or waits for each answer.
 type Client struct {
-	conn  net.Conn
-	hello Hello
+	path string
+	dial chan struct{} // holds a token while nobody connects
 
-	write sync.Mutex
-	w     *bufio.Writer
-
-	mu      sync.Mutex
-	next    uint64
-	waiting map[uint64]*call
-	err     error // set: the connection is gone
+	mu     sync.Mutex
+	link   *link // the current connection, perhaps lost already; nil after Close
+	closed bool
 }
-
-type call struct {
-	result Result
-	done   chan error // buffered
-}
-
-// helloTime bounds the exchange of hellos.
-const helloTime = 10 * time.Second
 
 // Dial connects to the sign.sock at path.
 func Dial(ctx context.Context, path string) (*Client, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to the appliance: %w (is bullad running?)", err)
+	c := &Client{path: path, dial: make(chan struct{}, 1)}
+	c.dial <- struct{}{}
+	if _, err := c.connect(ctx); err != nil {
+		return nil, err
 	}
-	c := &Client{conn: conn, w: bufio.NewWriterSize(conn, 64<<10), waiting: map[uint64]*call{}}
-	r := bufio.NewReaderSize(conn, 64<<10)
-	if err := c.greet(r); err != nil {
-		return nil, errors.Join(fmt.Errorf("connecting to the appliance: %w", err), conn.Close())
-	}
-	go c.receive(r)
 	return c, nil
 }
 
-func (c *Client) greet(r *bufio.Reader) error {
-	if err := c.conn.SetDeadline(time.Now().Add(helloTime)); err != nil {
-		return err
+// Logs are the origins of the logs that the appliance keeps, as it said when the connection was made.
+func (c *Client) Logs() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == nil {
+		return nil
 	}
-	b, err := json.Marshal(Hello{V: Version, MaxFrame: MaxFrame})
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(WriteFrame(c.w, b), c.w.Flush()); err != nil {
-		return err
-	}
-	if b, err = ReadFrame(r, MaxFrame); err != nil {
-		return err
-	}
-	if c.hello, err = ParseHello(b); err != nil {
-		return err
-	}
-	return c.conn.SetDeadline(time.Time{})
+	return c.link.hello.Logs
 }
 
-// Logs are the origins of the logs that the appliance keeps.
-func (c *Client) Logs() []string { return c.hello.Logs }
-
 // Close ends the connection. What is under way may still be taken.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.link != nil {
+		c.link.end(errClosed)
+		c.link = nil
+	}
+	return nil
+}
 
 // Append appends one event, given as JSON, to a log ("": the only one) and returns its receipt when it is durable and signed.
 func (c *Client) Append(ctx context.Context, log string, event []byte) (record.Receipt, error) {
@@ -101,116 +83,311 @@ func (c *Client) Append(ctx context.Context, log string, event []byte) (record.R
 	return res.Receipt(0), nil
 }
 
-// AppendBatch appends events, all or none, and returns their receipts or leaf hashes as want says. An error is a *Refusal, or wraps
-// ErrUnknown.
-func (c *Client) AppendBatch(ctx context.Context, log, want string, events ...[]byte) (*Result, error) {
-	k := &call{done: make(chan error, 1)}
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return nil, c.err
+// AppendAck is Append for those who need only the event's index and the leaf hash of its entry.
+func (c *Client) AppendAck(ctx context.Context, log string, event []byte) (index uint64, leaf record.Hash, err error) {
+	res, err := c.AppendBatch(ctx, log, WantAck, event)
+	if err != nil {
+		return 0, leaf, err
 	}
-	c.next++
-	id := c.next
-	c.waiting[id] = k
-	c.mu.Unlock()
-	if err := c.send(id, log, want, events); err != nil {
-		c.mu.Lock()
-		delete(c.waiting, id)
-		c.mu.Unlock()
+	return res.Items[0].Index, *res.Items[0].Leaf, nil
+}
+
+// AppendBatch appends 1 to MaxEvents events, all or none, and returns their receipts or leaf hashes as want says. An error that wraps
+// ErrUnknown leaves open whether they were taken; with any other, as a *Refusal, nothing was.
+func (c *Client) AppendBatch(ctx context.Context, log, want string, events ...[]byte) (*Result, error) {
+	l, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return l.request(ctx, log, want, events)
+}
+
+// connect returns the connection, a new one if there is none.
+func (c *Client) connect(ctx context.Context) (*link, error) {
+	if l, err := c.current(); l != nil || err != nil {
+		return l, err
+	}
+	select {
+	case <-c.dial:
+		defer func() { c.dial <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connecting to the appliance: %w", ctx.Err())
+	}
+	if l, err := c.current(); l != nil || err != nil { // somebody else was faster
+		return l, err
+	}
+	l, err := dialLink(ctx, c.path)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the appliance: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		l.end(errClosed)
+		return nil, errClosed
+	}
+	c.link = l
+	return l, nil
+}
+
+// current is the connection, or nil if there is none that works.
+func (c *Client) current() (*link, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, errClosed
+	}
+	if c.link == nil {
+		return nil, nil
+	}
+	select {
+	case <-c.link.lost:
+		return nil, nil
+	default:
+		return c.link, nil
+	}
+}
+
+// link is one connection to sign.sock.
+type link struct {
+	conn  net.Conn
+	hello Hello
+	out   chan []byte   // frames to be written
+	lost  chan struct{} // closed when the connection has ended; err says why
+
+	mu      sync.Mutex
+	next    uint64
+	waiting map[uint64]*call
+	err     error
+}
+
+// call is a request that waits for its answer.
+type call struct {
+	want   string
+	events int
+	result Result
+	done   chan error // buffered
+}
+
+// helloTime bounds the exchange of hellos.
+const helloTime = 10 * time.Second
+
+func dialLink(ctx context.Context, path string) (*link, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("%w (is bullad running?)", err)
+	}
+	l := &link{conn: conn, out: make(chan []byte), lost: make(chan struct{}), waiting: map[uint64]*call{}}
+	r := bufio.NewReaderSize(conn, 16<<10)
+	if err := l.greet(ctx, r); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	go l.send()
+	go l.receive(r)
+	return l, nil
+}
+
+func (l *link) greet(ctx context.Context, r *bufio.Reader) error {
+	if err := l.conn.SetDeadline(time.Now().Add(helloTime)); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetDeadline(time.Unix(1, 0)) }) // ends what is below
+	defer stop()
+	b, err := Hello{V: Version, MaxFrame: MaxFrame}.Frame()
+	if err != nil {
+		return err
+	}
+	if _, err := l.conn.Write(b); err != nil {
+		return l.because(ctx, err)
+	}
+	if l.hello, err = ReadHello(r); err != nil {
+		return l.because(ctx, err)
+	}
+	if !stop() {
+		return ctx.Err()
+	}
+	return l.conn.SetDeadline(time.Time{})
+}
+
+func (l *link) because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// request sends a request and waits for its answer.
+func (l *link) request(ctx context.Context, log, want string, events [][]byte) (*Result, error) {
+	k := &call{want: want, events: len(events), done: make(chan error, 1)}
+	id, err := l.register(k)
+	if err != nil {
+		return nil, err
+	}
+	defer l.forget(id)
+	frame, err := requestFrame(id, log, want, events, l.hello.MaxFrame)
+	if err != nil {
 		return nil, err
 	}
 	select {
+	case l.out <- frame:
+	case err := <-k.done: // the connection ended
+		return nil, err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting to send: %w", ctx.Err()) // nothing was sent
+	}
+	select {
 	case err := <-k.done:
-		return &k.result, err
+		if err != nil {
+			return nil, err
+		}
+		return &k.result, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: %w", ErrUnknown, ctx.Err())
 	}
 }
 
-// send writes a request. Events are sent as they are.
-func (c *Client) send(id uint64, log, want string, events [][]byte) error {
-	size := 128 + len(log)
+func (l *link) register(k *call) (id uint64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return 0, l.err
+	}
+	l.next++
+	l.waiting[l.next] = k
+	return l.next, nil
+}
+
+func (l *link) forget(id uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.waiting, id)
+}
+
+// requestFrame makes a request of events as they are given.
+func requestFrame(id uint64, log, want string, events [][]byte, limit int) ([]byte, error) {
+	size := 128 + 6*len(log)
 	for _, e := range events {
 		size += len(e) + 1
 	}
-	if size > min(c.hello.MaxFrame, MaxFrame) {
-		return &Refusal{Code: record.CodeTooLarge, Field: "events", Message: fmt.Sprintf("%d bytes do not fit into a frame of %d", size, min(c.hello.MaxFrame, MaxFrame))}
+	if size > limit {
+		return nil, &Refusal{Code: record.CodeTooLarge, Field: "events", Message: fmt.Sprintf("%d bytes do not fit into a frame of %d: send fewer events at once", size, limit)}
 	}
-	b := fmt.Appendf(make([]byte, 0, size), `{"id":%d,"op":"append","want":%q,`, id, want)
+	b := BeginFrame(make([]byte, 0, HeaderSize+size))
+	b = fmt.Appendf(b, `{"id":%d,"op":"append","want":`, id)
+	b = AppendString(b, want)
 	if log != "" {
-		name, err := json.Marshal(log)
-		if err != nil {
-			return err
-		}
-		b = append(append(append(b, `"log":`...), name...), ',')
+		b = AppendString(append(b, `,"log":`...), log)
 	}
-	b = append(b, `"events":[`...)
+	b = append(b, `,"events":[`...)
 	for i, e := range events {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		b = append(b, e...)
 	}
-	b = append(b, "]}"...)
-	c.write.Lock()
-	defer c.write.Unlock()
-	if err := errors.Join(WriteFrame(c.w, b), c.w.Flush()); err != nil {
-		return fmt.Errorf("%w: sending: %w", ErrUnknown, err)
+	return EndFrame(append(b, "]}"...)), nil
+}
+
+// send writes what callers hand over, as much at a time as is there, until the connection ends.
+func (l *link) send() {
+	for {
+		var frames net.Buffers
+		select {
+		case f := <-l.out:
+			frames = append(frames, f)
+		case <-l.lost:
+			return
+		}
+	more:
+		for len(frames) < 256 {
+			select {
+			case f := <-l.out:
+				frames = append(frames, f)
+			default:
+				break more
+			}
+		}
+		if _, err := frames.WriteTo(l.conn); err != nil {
+			l.end(fmt.Errorf("sending: %w", err))
+			return
+		}
+	}
+}
+
+// receive hands answers to their callers until the connection ends.
+func (l *link) receive(r *bufio.Reader) {
+	buf := make([]byte, 0, 4<<10)
+	for {
+		b, err := readFrame(r, MaxFrame, buf)
+		if err != nil {
+			l.end(err)
+			return
+		}
+		if cap(b) > cap(buf) && cap(b) <= 256<<10 { // small ones are read into the same memory
+			buf = b
+		}
+		if err := l.deliver(b); err != nil {
+			l.end(err)
+			return
+		}
+	}
+}
+
+// deliver hands one answer to its caller. An error ends the connection: what is read next cannot be trusted to be an answer.
+func (l *link) deliver(b []byte) error {
+	a, err := parseAnswer(b)
+	if err != nil {
+		return err
+	}
+	if a.ID == 0 {
+		return fmt.Errorf("the appliance ended the connection: %w", a.Err())
+	}
+	l.mu.Lock()
+	k := l.waiting[a.ID]
+	if !a.More || a.Status != StatusOK {
+		delete(l.waiting, a.ID)
+	}
+	l.mu.Unlock()
+	if k == nil {
+		return nil // its caller has gone
+	}
+	k.result.Checkpoint = []byte(a.Checkpoint)
+	k.result.Items = append(k.result.Items, a.Items...)
+	switch {
+	case a.Status != StatusOK:
+		k.done <- a.Err()
+	case len(k.result.Items) > k.events || !a.More && len(k.result.Items) != k.events:
+		err := fmt.Errorf("%w: the appliance answered for %d of %d events", ErrUnknown, len(k.result.Items), k.events)
+		k.done <- err
+		return err
+	case !a.More:
+		k.done <- k.complete()
 	}
 	return nil
 }
 
-// receive hands answers to their callers until the connection ends.
-func (c *Client) receive(r *bufio.Reader) {
-	for {
-		b, err := ReadFrame(r, MaxFrame)
-		var a Answer
-		if err == nil {
-			err = json.Unmarshal(b, &a)
-		}
-		if err == nil && a.ID == 0 && a.Status == StatusRefused {
-			err = fmt.Errorf("the appliance could not read what was sent: %w", a.error())
-		}
-		if err != nil {
-			c.fail(err)
-			return
-		}
-		c.mu.Lock()
-		k := c.waiting[a.ID]
-		if !a.More {
-			delete(c.waiting, a.ID)
-		}
-		c.mu.Unlock()
-		if k == nil {
-			continue // its caller has gone
-		}
-		k.result.Checkpoint = []byte(a.Checkpoint)
-		k.result.Items = append(k.result.Items, a.Items...)
-		if !a.More {
-			k.done <- a.error()
+// complete checks that an answer has what was wanted.
+func (k *call) complete() error {
+	for i, it := range k.result.Items {
+		if k.want == WantAck && it.Leaf == nil || k.want == WantReceipt && len(it.Entry) == 0 {
+			return fmt.Errorf("%w: the appliance's answer for event %d is incomplete", ErrUnknown, i)
 		}
 	}
+	return nil
 }
 
-// error is what an answer means to the caller.
-func (a *Answer) error() error {
-	switch a.Status {
-	case StatusOK:
-		return nil
-	case StatusRefused:
-		return &Refusal{Code: a.Code, Message: a.Message, Field: a.Field, RetryAfter: time.Duration(a.RetryAfterMS) * time.Millisecond}
+// end ends the connection; callers that wait learn that their outcome is unknown.
+func (l *link) end(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return
 	}
-	return fmt.Errorf("%w: %s", ErrUnknown, a.Message)
-}
-
-func (c *Client) fail(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.err = fmt.Errorf("%w: the connection ended: %w", ErrUnknown, err)
-	for id, k := range c.waiting {
-		k.done <- c.err
-		delete(c.waiting, id)
+	l.err = fmt.Errorf("%w: the connection ended: %w", ErrUnknown, why)
+	for id, k := range l.waiting {
+		k.done <- l.err
+		delete(l.waiting, id)
 	}
-	_ = c.conn.Close() // it is of no use any more
+	close(l.lost)
+	_ = l.conn.Close() // it is of no use any more
 }

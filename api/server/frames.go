@@ -3,13 +3,10 @@ package server
 import (
 	"bufio"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
@@ -20,15 +17,14 @@ import (
 
 // Bounds of one connection to sign.sock.
 const (
-	helloTime = 10 * time.Second
-	frameTime = 30 * time.Second // from a frame's length to its last byte
-	writeTime = 30 * time.Second // for the peer to take an answer
-	window    = 256              // requests under way; beyond, the connection is not read
-	partSize  = 2 << 20          // an ok is cut into parts of about this size
+	window   = 256      // requests under way; beyond, the connection is not read
+	readSize = 4 << 10  // what an idle connection has for reading
+	freeSize = 16 << 10 // bytes of a frame that are read before they count
+	partSize = 1 << 20  // an ok is cut into parts of at most this size, where one item does not have more
 )
 
 // serveFrames accepts connections to sign.sock until ctx ends, and then lets the requests under way finish.
-func (s *server) serveFrames(ctx context.Context, l net.Listener) error {
+func (s *server) serveFrames(ctx context.Context, l *limited) error {
 	var conns sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
@@ -42,8 +38,8 @@ func (s *server) serveFrames(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("accepting connections: %w", err)
 		}
 		conns.Go(func() {
-			if err := s.serveConn(ctx, c); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Debug("connection to sign.sock ended", "error", err)
+			if err := s.serveConn(ctx, c.(*conn)); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Debug("a connection to sign.sock ended", "error", err)
 			}
 		})
 	}
@@ -52,250 +48,326 @@ func (s *server) serveFrames(ctx context.Context, l net.Listener) error {
 // frameConn is one connection to sign.sock.
 type frameConn struct {
 	s      *server
-	c      net.Conn
+	c      *conn
 	caller *ledger.Caller
+	limit  int // bytes of a frame that the peer reads
 
-	mu sync.Mutex // guards w
-	w  *bufio.Writer
+	requests sync.WaitGroup
+	free     chan struct{} // holds a token for each request under way
+
+	mu      sync.Mutex
+	waiting []outgoing // answers to be written
+	writing bool       // somebody does it
+	broken  bool       // the peer is gone, or does not read: nothing is written any more
 }
 
-func (s *server) serveConn(ctx context.Context, c net.Conn) (err error) {
-	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+// outgoing is an answer to be written, and what to do then.
+type outgoing struct {
+	frame []byte
+	sent  func()
+}
+
+// serveConn reads requests from one connection and answers them, until the peer closes it, sends what is no request, or ctx ends.
+func (s *server) serveConn(ctx context.Context, c *conn) (err error) {
+	defer func() { err = errors.Join(err, c.Close()) }()
 	caller, err := peer(c)
 	if err != nil {
-		return errors.Join(err, c.Close())
-	}
-	f := &frameConn{s: s, c: c, caller: caller, w: bufio.NewWriterSize(c, 4096)}
-	var requests sync.WaitGroup
-	defer func() {
-		requests.Wait()
-		err = errors.Join(err, c.Close())
-	}()
-	r := bufio.NewReaderSize(c, 4096)
-	if err := f.greet(r); err != nil {
 		return err
 	}
-	free := make(chan struct{}, window)
+	f := &frameConn{s: s, c: c, caller: caller, limit: api.MaxFrame, free: make(chan struct{}, window)}
+	if !s.frames.connect(caller.UID) {
+		f.refuse(0, busy(s.limits.backoff, "too many connections"), nil)
+		return nil
+	}
+	defer s.frames.disconnect(caller.UID)
+	defer f.requests.Wait()
+	stop := context.AfterFunc(ctx, func() { _ = c.CloseRead() })
+	defer stop()
+	kill := context.AfterFunc(s.drain, func() { _ = c.UnixConn.Close() })
+	defer kill()
+
+	r := bufio.NewReaderSize(c, readSize)
+	if err := f.greet(r); err != nil {
+		return f.malformed(err)
+	}
 	for {
-		b, err := f.read(ctx, r)
-		if errors.Is(err, io.EOF) || ctx.Err() != nil {
-			return nil
-		}
+		b, err := f.read(r)
 		if err != nil {
 			return f.malformed(err)
 		}
-		req, err := api.ParseRequest(b)
-		if err != nil && req.ID == 0 {
-			s.memory.put(len(b))
-			return f.malformed(err)
+		if b == nil { // refused as busy
+			continue
 		}
-		free <- struct{}{}
-		requests.Go(func() {
-			defer func() { s.memory.put(len(b)); <-free }()
-			if err == nil {
-				err = f.append(req)
-			} else {
-				err = f.refuse(req.ID, invalid(err))
+		req, err := api.ParseRequest(b)
+		if err != nil {
+			s.frames.put(caller.UID, len(b))
+			if req.ID == 0 {
+				return f.malformed(err)
 			}
-			if err != nil { // the peer does not read its answers, or is gone
-				_ = c.SetReadDeadline(time.Unix(1, 0))
-			}
-		})
+			s.metrics.answered(req.Log, invalid(err).Code)
+			f.begin()
+			f.refuse(req.ID, invalid(err), f.end)
+			continue
+		}
+		f.begin()
+		go f.serve(req, len(b))
 	}
+}
+
+// begin and end count a request that is under way: one that was read, and whose answer is not written. begin waits for room.
+func (f *frameConn) begin() {
+	f.free <- struct{}{}
+	f.requests.Add(1)
+}
+
+func (f *frameConn) end() {
+	<-f.free
+	f.requests.Done()
 }
 
 // greet exchanges hellos.
 func (f *frameConn) greet(r *bufio.Reader) error {
-	b, err := json.Marshal(api.Hello{V: api.Version, MaxFrame: api.MaxFrame, Logs: f.s.origins()})
+	b, err := api.Hello{V: api.Version, MaxFrame: api.MaxFrame, Logs: f.s.origins()}.Frame()
 	if err != nil {
 		return err
 	}
-	if err := f.c.SetDeadline(time.Now().Add(helloTime)); err != nil {
+	if err := f.c.SetReadDeadline(time.Now().Add(f.s.limits.hello)); err != nil {
 		return err
 	}
-	if err := f.write(b); err != nil {
-		return err
+	f.send(outgoing{frame: b})
+	h, err := api.ReadHello(r)
+	if errors.Is(err, io.EOF) {
+		return err // it only looked whether somebody is there
 	}
-	if b, err = api.ReadFrame(r, 64<<10); err != nil {
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		return f.malformed(err)
+	if err != nil {
+		return fmt.Errorf("the hello: %w", cut(err))
 	}
-	if _, err := api.ParseHello(b); err != nil {
-		return f.malformed(err)
-	}
-	return f.c.SetDeadline(time.Time{})
+	f.limit = h.MaxFrame
+	return f.c.SetReadDeadline(time.Time{})
 }
 
-// read waits for the next frame as long as the peer likes, but not within it. The frame's bytes count against the budget.
-func (f *frameConn) read(ctx context.Context, r *bufio.Reader) ([]byte, error) {
-	if err := ctx.Err(); err != nil { // the deadline that ends reading may have been lifted
-		return nil, err
-	}
+// read waits for the next frame as long as the peer likes, but not within it. Its bytes count against the budget as they come, a
+// length alone claims nothing; the caller gives them back. Without room for them the frame is passed over and refused, and read
+// returns nil.
+func (f *frameConn) read(r *bufio.Reader) ([]byte, error) {
 	if _, err := r.Peek(1); err != nil {
 		return nil, err
 	}
-	if err := f.c.SetReadDeadline(time.Now().Add(frameTime)); err != nil {
+	if err := f.c.SetReadDeadline(time.Now().Add(f.s.limits.frame)); err != nil {
 		return nil, err
 	}
 	n, err := api.ReadLength(r, api.MaxFrame)
 	if err != nil {
-		return nil, noEOF(err)
+		return nil, cut(err)
 	}
-	// Memory is claimed as the bytes come: a length alone claims nothing.
-	b := make([]byte, 0, min(n, 64<<10))
-	claimed := 0
-	for len(b) < n {
-		part := min(n-len(b), max(64<<10, len(b)))
-		if err := f.s.memory.take(ctx, part); err != nil {
-			f.s.memory.put(claimed)
-			return nil, err
+	uid, claimed, have := f.caller.UID, 0, 0
+	b := make([]byte, min(n, freeSize))
+	for {
+		if _, err := io.ReadFull(r, b[have:]); err != nil {
+			f.s.frames.put(uid, claimed)
+			return nil, fmt.Errorf("a frame of %d bytes: %w", n, cut(err))
 		}
-		claimed += part
-		b = append(b, make([]byte, part)...)
-		if _, err := io.ReadFull(r, b[len(b)-part:]); err != nil {
-			f.s.memory.put(claimed)
-			return nil, fmt.Errorf("a frame of %d bytes was not finished: %w", n, noEOF(err))
+		have = len(b)
+		want := min(n, 2*have)
+		if !f.s.frames.take(uid, want-claimed, n <= freeSize) {
+			f.s.frames.put(uid, claimed)
+			return nil, f.pass(r, b[:min(have, freeSize)], n-have)
 		}
+		claimed = want
+		if have == n {
+			return b, f.c.SetReadDeadline(time.Time{})
+		}
+		b = append(b, make([]byte, want-have)...)
 	}
-	return b, f.c.SetReadDeadline(time.Time{})
 }
 
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
+// pass passes over what is left of a frame that there is no room for, and refuses it.
+func (f *frameConn) pass(r *bufio.Reader, beginning []byte, left int) error {
+	if _, err := io.CopyN(io.Discard, r, int64(left)); err != nil {
+		return cut(err)
+	}
+	full := busy(f.s.limits.backoff, "too much is waiting already")
+	id, ok := api.RequestID(beginning)
+	if !ok {
+		return full // as nobody can tell whose it was, the connection ends
+	}
+	f.s.metrics.answered("", full.Code)
+	f.begin()
+	f.refuse(id, full, f.end)
+	return f.c.SetReadDeadline(time.Time{})
+}
+
+// cut is what an end or a silence within a frame means.
+func cut(err error) error {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return &record.FieldError{Reason: "the frame did not come in time"}
 	}
 	return err
 }
 
-// append hands a request to its ledger and writes the answer.
-func (f *frameConn) append(req *api.Request) error {
-	l, ok := f.s.find(req.Log)
+// serve hands a request to its ledger and sends the answer. claimed is what it has of the budget.
+func (f *frameConn) serve(req *api.Request, claimed int) {
+	start := time.Now()
+	log, ok := f.s.find(req.Log)
 	if !ok {
 		message := fmt.Sprintf("there is no log %q", clip(req.Log))
 		if req.Log == "" {
 			message = "there are several logs: name one"
 		}
-		return f.refuse(req.ID, &ledger.Refusal{Code: record.CodeInvalid, Field: "log", Message: message})
+		f.s.frames.put(f.caller.UID, claimed)
+		f.s.metrics.answered("", record.CodeInvalid)
+		f.refuse(req.ID, &ledger.Refusal{Code: record.CodeInvalid, Field: "log", Message: message}, f.end)
+		return
 	}
-	events := make([]ledger.Event, len(req.Events))
-	for i, e := range req.Events {
-		events[i] = ledger.Event{Body: e.Body, Key: e.Key}
+	res, err := log.Ledger.Append(f.s.drain, f.caller, ledgerEvents(req.Events)) // closing is not cancelling
+	f.s.frames.put(f.caller.UID, claimed)
+	f.s.metrics.appended(log.Name, err, time.Since(start))
+	if err == nil {
+		err = f.ok(req.ID, req.Want, res)
 	}
-	res, err := l.Append(context.Background(), f.caller, events) // closing is not cancelling
 	if err != nil {
-		return f.failed(req.ID, err)
+		f.failed(req.ID, err)
 	}
-	return f.ok(req, res)
 }
 
-// ok writes the answer to a request that was taken, in parts that fit into frames.
-func (f *frameConn) ok(req *api.Request, res *ledger.Result) error {
-	checkpoint, err := json.Marshal(string(res.Checkpoint))
-	if err != nil {
-		return err
+func ledgerEvents(events []api.Event) []ledger.Event {
+	out := make([]ledger.Event, len(events))
+	for i, e := range events {
+		out[i] = ledger.Event(e)
 	}
-	head := append(strconv.AppendUint([]byte(`{"id":`), req.ID, 10), `,"status":"ok","checkpoint":`...)
-	head = append(append(head, checkpoint...), `,"items":[`...)
-	b := append([]byte(nil), head...)
+	return out
+}
+
+// ok sends the answer to a request that was taken, in parts that fit into frames. It is all encoded before any of it is sent: then
+// a peer that is slow to read holds on to its own answer, and not to the batch that its events were in.
+func (f *frameConn) ok(id uint64, want string, res *ledger.Result) error {
+	var parts [][]byte
+	a := api.Answer{ID: id, Status: api.StatusOK, Checkpoint: string(res.Checkpoint)}
+	limit := min(f.limit, partSize) - 2*len(res.Checkpoint) - 256
+	size := 0
 	for i := range res.Items {
-		if len(b) > partSize {
-			b = append(b, `],"more":true}`...)
-			if err := f.send(b); err != nil {
-				return err
-			}
-			b = append(b[:0], head...)
+		it, err := item(res, i, want)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ledger.ErrUnknown, err) // it was taken; only the proof is missing
 		}
-		if len(b) > len(head) {
-			b = append(b, ',')
+		n := it.Size()
+		if size+n > limit && len(a.Items) > 0 {
+			a.More = true
+			parts = append(parts, a.Frame(make([]byte, 0, size+2*len(res.Checkpoint)+256)))
+			a.Items, a.More, size = a.Items[:0], false, 0
 		}
-		if b, err = appendItem(b, res, i, req.Want); err != nil {
-			return f.failed(req.ID, fmt.Errorf("%w: %w", ledger.ErrUnknown, err)) // it was taken; only the proof is missing
-		}
+		a.Items = append(a.Items, it)
+		size += n
 	}
-	return f.send(append(b, "]}"...))
+	parts = append(parts, a.Frame(make([]byte, 0, size+2*len(res.Checkpoint)+256)))
+	total := 0
+	for _, p := range parts {
+		total += len(p)
+	}
+	uid := f.caller.UID
+	f.s.frames.charge(uid, total)
+	last := len(parts) - 1
+	for _, p := range parts[:last] {
+		f.send(outgoing{frame: p})
+	}
+	f.send(outgoing{parts[last], func() { f.s.frames.put(uid, total); f.end() }})
+	return nil
 }
 
-// appendItem appends one event's place as JSON.
-func appendItem(b []byte, res *ledger.Result, i int, want string) ([]byte, error) {
+// item is the i-th event's place in the log, as wanted.
+func item(res *ledger.Result, i int, want string) (api.Item, error) {
 	it, err := res.Item(i)
 	if err != nil {
-		return b, err
+		return api.Item{}, err
 	}
-	b = strconv.AppendUint(append(b, `{"index":`...), it.Index, 10)
 	if want == api.WantAck {
-		b = base64.StdEncoding.AppendEncode(append(b, `,"leaf":"`...), it.Leaf[:])
-		return append(b, `"}`...), nil
+		return api.Item{Index: it.Index, Leaf: &it.Leaf}, nil
 	}
 	proof, err := res.Proof(i)
-	if err != nil {
-		return b, err
-	}
-	b = base64.StdEncoding.AppendEncode(append(b, `,"entry":"`...), it.Entry)
-	b = append(b, `","proof":[`...)
-	for j := range proof {
-		if j > 0 {
-			b = append(b, ',')
-		}
-		b = append(base64.StdEncoding.AppendEncode(append(b, '"'), proof[j][:]), '"')
-	}
-	return append(b, "]}"...), nil
+	return api.Item{Index: it.Index, Entry: it.Entry, Proof: proof}, err
 }
 
-// failed writes what an error of the ledger means.
-func (f *frameConn) failed(id uint64, err error) error {
-	var r *ledger.Refusal
-	if errors.As(err, &r) {
-		return f.refuse(id, r)
+// failed sends what an error of the ledger means.
+func (f *frameConn) failed(id uint64, err error) {
+	r, unknown := refusal(err)
+	if !unknown {
+		f.refuse(id, r, f.end)
+		return
 	}
-	if errors.Is(err, ledger.ErrUnknown) {
-		return f.answer(&api.Answer{ID: id, Status: api.StatusUnknown, Message: err.Error()})
-	}
-	return f.refuse(id, &ledger.Refusal{Code: record.CodeInternal, Message: err.Error()})
+	a := api.Answer{ID: id, Status: api.StatusUnknown, Message: r.Message}
+	f.send(outgoing{a.Frame(nil), f.end})
 }
 
-func (f *frameConn) refuse(id uint64, r *ledger.Refusal) error {
-	return f.answer(&api.Answer{ID: id, Status: api.StatusRefused, Code: r.Code, Message: r.Message, Field: r.Field, RetryAfterMS: r.RetryAfter.Milliseconds()})
+func (f *frameConn) refuse(id uint64, r *ledger.Refusal, sent func()) {
+	a := api.Answer{ID: id, Status: api.StatusRefused, Code: r.Code, Message: r.Message, Field: r.Field, RetryAfterMS: r.RetryAfter.Milliseconds()}
+	f.send(outgoing{a.Frame(nil), sent})
 }
 
-// malformed tells the peer what it sent, with id 0, and that this is the end.
+// malformed ends a connection after err in reading. If the peer sent what it should not have, it is told so, with id 0.
 func (f *frameConn) malformed(err error) error {
-	return errors.Join(err, f.refuse(0, invalid(err)))
-}
-
-// invalid is the refusal of what could not be read.
-func invalid(err error) *ledger.Refusal {
-	r := &ledger.Refusal{Code: record.CodeInvalid, Message: err.Error()}
-	var field *record.FieldError
-	if errors.As(err, &field) {
-		r.Field, r.Message = field.Field, field.Reason
-		if field.TooLarge {
-			r.Code = record.CodeTooLarge
-		}
+	if errors.Is(err, io.EOF) { // between frames
+		return nil
 	}
-	return r
-}
-
-func (f *frameConn) answer(a *api.Answer) error {
-	b, err := json.Marshal(a)
-	if err != nil {
+	var field *record.FieldError
+	var r *ledger.Refusal
+	switch {
+	case errors.As(err, &field):
+		r = invalid(err)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		r = &ledger.Refusal{Code: record.CodeInvalid, Message: "a frame was begun and not finished: " + err.Error()}
+	case !errors.As(err, &r):
 		return err
 	}
-	return f.send(b)
+	f.s.metrics.answered("", r.Code)
+	f.requests.Add(1)
+	f.refuse(0, r, f.requests.Done)
+	return err
 }
 
-// send writes one frame; frames of concurrent answers do not mix.
-func (f *frameConn) send(b []byte) error {
+// send writes an answer, or leaves it to whoever is writing: what gathers meanwhile goes out in one system call. Answers do not mix.
+func (f *frameConn) send(o outgoing) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.c.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
-		return err
+	f.waiting = append(f.waiting, o)
+	if f.writing {
+		return
 	}
-	return f.write(b)
+	f.writing = true
+	for len(f.waiting) > 0 {
+		out := f.waiting
+		f.waiting = nil
+		f.mu.Unlock()
+		f.write(out)
+		f.mu.Lock()
+	}
+	f.writing = false
 }
 
-func (f *frameConn) write(b []byte) error { return errors.Join(api.WriteFrame(f.w, b), f.w.Flush()) }
+// write writes answers; a peer that does not take them in time is cut off. Only one write runs at a time.
+func (f *frameConn) write(out []outgoing) {
+	if !f.broken {
+		frames := make(net.Buffers, len(out))
+		for i, o := range out {
+			frames[i] = o.frame
+		}
+		err := f.c.SetWriteDeadline(time.Now().Add(f.s.limits.write))
+		if err == nil {
+			_, err = frames.WriteTo(f.c.UnixConn)
+		}
+		if err != nil {
+			f.broken = true
+			_ = f.c.UnixConn.Close() // ends reading, too
+		}
+	}
+	for _, o := range out {
+		if o.sent != nil {
+			o.sent()
+		}
+	}
+}
 
 func clip(s string) string { return s[:min(len(s), 64)] }

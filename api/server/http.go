@@ -1,80 +1,100 @@
 package server
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"mime"
+	"log/slog"
 	"net"
 	"net/http"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/mod/sumdb/tlog"
-
 	"bulla/api"
+	"bulla/ceremony"
 	"bulla/ledger"
 	"bulla/record"
 	"bulla/store"
 )
 
-// Bounds of http.sock.
-const (
-	headerTime = 10 * time.Second
-	bodyTime   = 60 * time.Second
-	idleTime   = 2 * time.Minute
-	maxHeader  = 16 << 10
-	chunk      = 1000 // lines of application/x-ndjson that are appended together
-	pageLimit  = 1000 // entries a page
-	maxNonce   = 64
-)
+// maxHeader bounds the headers of a request, in bytes.
+const maxHeader = 16 << 10
 
-// callerKey finds a connection's peer in a request's context.
-type callerKey struct{}
+// guest is who is at the other end of a connection to http.sock.
+type guest struct {
+	caller *ledger.Caller
+	full   bool // its uid has too many connections
+}
 
-// serveHTTP serves http.sock until ctx ends.
-func (s *server) serveHTTP(ctx context.Context, l net.Listener) error {
+// guestKey finds a connection's guest in a request's context.
+type guestKey struct{}
+
+// serveHTTP serves http.sock until ctx ends, and then lets the requests under way finish.
+func (s *server) serveHTTP(ctx context.Context, l *limited) error {
 	h := &http.Server{
-		Handler:           s.routes(),
-		ReadHeaderTimeout: headerTime,
-		IdleTimeout:       idleTime,
+		Handler:           s.handler(),
+		ReadHeaderTimeout: s.limits.hello,
+		IdleTimeout:       s.limits.idle,
 		MaxHeaderBytes:    maxHeader,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			caller, err := peer(c)
-			if err != nil {
-				s.cfg.Log.Error("a peer of http.sock is unknown", "error", err)
-				return ctx
-			}
-			return context.WithValue(ctx, callerKey{}, caller)
-		},
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return s.drain },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return s.welcome(ctx, c.(*conn)) },
 	}
 	done := make(chan error, 1)
 	go func() { done <- h.Serve(l) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("serving http.sock: %w", err)
+		return errors.Join(fmt.Errorf("serving http.sock: %w", err), l.Close())
 	case <-ctx.Done():
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	if err := h.Shutdown(drain); err != nil {
-		return h.Close()
+	if err := h.Shutdown(s.drain); err != nil {
+		return h.Close() // it took too long
 	}
 	return nil
+}
+
+// welcome finds out who connected.
+func (s *server) welcome(ctx context.Context, c *conn) context.Context {
+	caller, err := peer(c)
+	if err != nil {
+		s.cfg.Log.Error("a peer of http.sock is unknown", "error", err)
+		return ctx
+	}
+	g := &guest{caller: caller, full: !s.http.connect(caller.UID)}
+	if !g.full {
+		c.closed = func() { s.http.disconnect(caller.UID) }
+	}
+	return context.WithValue(ctx, guestKey{}, g)
 }
 
 // route is one operation of http.sock. With a log, it also exists below /logs/{name}/.
 type route struct {
 	method, path string
 	log          bool
+	query        []string // parameters that it knows
 	handle       func(*call) error
+}
+
+// routes of http.sock; docs/openapi.yaml describes each.
+var routes = []route{
+	{"POST", "/v1/events", true, nil, (*call).appendEvents},
+	{"GET", "/v1/entries", true, []string{"from", "limit"}, (*call).entries},
+	{"GET", "/v1/entries/{index}", true, nil, (*call).entry},
+	{"GET", "/v1/entries/{index}/proof", true, nil, (*call).proof},
+	{"GET", "/v1/seals", true, []string{"from", "limit"}, (*call).seals},
+	{"POST", "/v1/seals", false, nil, (*call).seal},
+	{"POST", "/v1/challenge", false, nil, (*call).challenge},
+	{"GET", "/v1/status", false, nil, (*call).status},
+	{"GET", "/checkpoint", true, nil, (*call).checkpoint},
+	{"GET", "/tile/{path...}", true, nil, (*call).tile},
+	{"GET", "/metrics", false, nil, (*call).metrics},
+	{"GET", "/health/alive", false, nil, (*call).alive},
+	{"GET", "/health/ready", false, nil, (*call).ready},
+	{"GET", "/health/state", false, nil, (*call).state},
 }
 
 // call is one request being served.
@@ -86,37 +106,18 @@ type call struct {
 	log    *Log
 }
 
-// Routes of http.sock; docs/openapi.yaml describes each.
-func (s *server) table() []route {
-	return []route{
-		{"POST", "/v1/events", true, (*call).appendEvents},
-		{"GET", "/v1/entries", true, (*call).entries},
-		{"GET", "/v1/entries/{index}", true, (*call).entry},
-		{"GET", "/v1/entries/{index}/proof", true, (*call).proof},
-		{"GET", "/v1/seals", true, (*call).seals},
-		{"POST", "/v1/seals", false, (*call).seal},
-		{"POST", "/v1/challenge", false, (*call).challenge},
-		{"GET", "/v1/status", false, (*call).status},
-		{"GET", "/checkpoint", true, (*call).checkpoint},
-		{"GET", "/tile/{path...}", true, (*call).tile},
-		{"GET", "/metrics", false, (*call).metrics},
-		{"GET", "/health/alive", false, (*call).alive},
-		{"GET", "/health/ready", false, (*call).ready},
-		{"GET", "/health/state", false, (*call).state},
-	}
-}
-
-func (s *server) routes() http.Handler {
+// handler serves all routes.
+func (s *server) handler() http.Handler {
 	methods := map[string][]string{}
-	handlers := map[string]http.HandlerFunc{}
-	for _, r := range s.table() {
+	byMethod := map[string]route{}
+	for _, r := range routes {
 		paths := []string{r.path}
 		if r.log {
 			paths = append(paths, "/logs/{name}"+r.path)
 		}
 		for _, p := range paths {
 			methods[p] = append(methods[p], r.method)
-			handlers[r.method+" "+p] = s.handler(r)
+			byMethod[r.method+" "+p] = r
 		}
 	}
 	mux := http.NewServeMux()
@@ -126,39 +127,63 @@ func (s *server) routes() http.Handler {
 			if method == http.MethodHead {
 				method = http.MethodGet
 			}
-			h, ok := handlers[method+" "+p]
+			rt, ok := byMethod[method+" "+p]
 			if !ok {
 				w.Header().Set("Allow", strings.Join(allowed, ", "))
-				fail(w, http.StatusMethodNotAllowed, &ledger.Refusal{Code: record.CodeInvalid, Message: fmt.Sprintf("%s is not possible here: use %s", r.Method, strings.Join(allowed, " or "))})
+				fail(w, http.StatusMethodNotAllowed, &ledger.Refusal{Code: record.CodeInvalid, Message: fmt.Sprintf("%s is not possible here: use %s", clip(r.Method), strings.Join(allowed, " or "))})
 				return
 			}
-			h(w, r)
+			s.serveRoute(rt, w, r)
 		})
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		fail(w, http.StatusNotFound, &ledger.Refusal{Code: record.CodeInvalid, Message: "there is nothing at this path; docs/openapi.yaml lists what there is"})
-	})
-	return mux
-}
-
-func (s *server) handler(rt route) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		c := &call{s: s, w: w, r: r}
-		var ok bool
-		if c.caller, ok = r.Context().Value(callerKey{}).(*ledger.Caller); !ok {
-			c.answer(&ledger.Refusal{Code: record.CodeForbidden, Message: "the kernel did not say who is calling"})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.body + s.limits.write)); err != nil {
+			s.cfg.Log.Debug("a connection to http.sock ended", "error", err)
 			return
 		}
-		if rt.log {
-			if err := c.pick(r.PathValue("name")); err != nil {
-				c.answer(err)
-				return
-			}
+		// A path that is not clean would be redirected; no path here is ever written in two ways.
+		if _, pattern := mux.Handler(r); pattern == "" || path.Clean(r.URL.Path) != r.URL.Path {
+			fail(w, http.StatusNotFound, &ledger.Refusal{Code: record.CodeInvalid, Message: "there is nothing at this path; docs/openapi.yaml lists what there is"})
+			return
 		}
-		if err := rt.handle(c); err != nil {
-			c.answer(err)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// serveRoute serves one request: it finds out who calls and which log is meant.
+func (s *server) serveRoute(rt route, w http.ResponseWriter, r *http.Request) {
+	c := &call{s: s, w: w, r: r}
+	if err := c.prepare(rt); err != nil {
+		c.answer(err)
+		return
+	}
+	if err := rt.handle(c); err != nil {
+		c.answer(err)
+	}
+}
+
+func (c *call) prepare(rt route) error {
+	g, ok := c.r.Context().Value(guestKey{}).(*guest)
+	if !ok {
+		return &ledger.Refusal{Code: record.CodeForbidden, Message: "the kernel did not say who is calling"}
+	}
+	if g.full {
+		c.w.Header().Set("Connection", "close")
+		return busy(c.s.limits.backoff, "too many connections")
+	}
+	c.caller = g.caller
+	for name, values := range c.r.URL.Query() {
+		if !slices.Contains(rt.query, name) {
+			return &ledger.Refusal{Code: record.CodeInvalid, Field: name, Message: "unknown parameter"}
+		}
+		if len(values) > 1 {
+			return &ledger.Refusal{Code: record.CodeInvalid, Field: name, Message: "is there twice"}
 		}
 	}
+	if rt.log {
+		return c.pick(c.r.PathValue("name"))
+	}
+	return nil
 }
 
 // errNotFound makes an answer 404.
@@ -167,12 +192,8 @@ var errNotFound = errors.New("not found")
 // pick finds the log that a path names; bare paths need a single one.
 func (c *call) pick(name string) error {
 	logs := c.s.cfg.Logs
-	if name == "" && len(logs) == 1 {
-		c.log = &logs[0]
-		return nil
-	}
 	for i := range logs {
-		if logs[i].Name == name {
+		if logs[i].Name == name || name == "" && len(logs) == 1 {
 			c.log = &logs[i]
 			return nil
 		}
@@ -183,28 +204,48 @@ func (c *call) pick(name string) error {
 	return fmt.Errorf("%w: there is no log %q", errNotFound, clip(name))
 }
 
-// answer writes an error.
-func (c *call) answer(err error) {
-	var r *ledger.Refusal
+// refusal is what an error means to whoever called; unknown: it is not known whether the events were taken.
+func refusal(err error) (r *ledger.Refusal, unknown bool) {
 	var field *record.FieldError
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &r):
+		return r, false
 	case errors.As(err, &field):
-		r = invalid(err)
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		r = &ledger.Refusal{Code: record.CodeInvalid, Message: "the body ends early"}
+		return invalid(err), false
 	case errors.As(err, &large):
-		r = &ledger.Refusal{Code: record.CodeTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}
-	case errors.Is(err, errNotFound), errors.Is(err, store.ErrNotFound):
+		return &ledger.Refusal{Code: record.CodeTooLarge, Message: fmt.Sprintf("the body is larger than %d bytes", large.Limit)}, false
+	case errors.Is(err, ledger.ErrUnknown):
+		return &ledger.Refusal{Code: api.CodeUnknown, Message: err.Error()}, true
+	}
+	return &ledger.Refusal{Code: record.CodeInternal, Message: err.Error()}, false
+}
+
+// invalid is the refusal of what could not be read.
+func invalid(err error) *ledger.Refusal {
+	r := &ledger.Refusal{Code: record.CodeInvalid, Message: err.Error()}
+	var field *record.FieldError
+	if errors.As(err, &field) {
+		r.Field, r.Message = field.Field, field.Reason
+		if field.TooLarge {
+			r.Code = record.CodeTooLarge
+		}
+	}
+	return r
+}
+
+// busy asks to come back later.
+func busy(wait time.Duration, why string) *ledger.Refusal {
+	return &ledger.Refusal{Code: record.CodeBusy, Message: why, RetryAfter: wait}
+}
+
+// answer writes an error.
+func (c *call) answer(err error) {
+	if errors.Is(err, errNotFound) || errors.Is(err, store.ErrNotFound) {
 		fail(c.w, http.StatusNotFound, &ledger.Refusal{Code: record.CodeInvalid, Message: err.Error()})
 		return
-	case errors.Is(err, ledger.ErrUnknown):
-		fail(c.w, http.StatusGatewayTimeout, &ledger.Refusal{Code: "unknown", Message: err.Error()})
-		return
-	default:
-		r = &ledger.Refusal{Code: record.CodeInternal, Message: err.Error()}
 	}
+	r, _ := refusal(err)
 	fail(c.w, statusOf(r.Code), r)
 }
 
@@ -223,405 +264,113 @@ func statusOf(code record.Code) int {
 		return http.StatusTooManyRequests
 	case record.CodeInternal:
 		return http.StatusInternalServerError
+	case api.CodeUnknown:
+		return http.StatusGatewayTimeout
 	}
 	return http.StatusServiceUnavailable
 }
 
+// slowRetry is what Retry-After says, in seconds, where waiting alone does not help.
+const slowRetry = 30
+
+// fail writes a refusal. Those that may end by themselves say when to come back.
 func fail(w http.ResponseWriter, status int, r *ledger.Refusal) {
-	if r.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.FormatInt(int64((r.RetryAfter+time.Second-1)/time.Second), 10))
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		seconds := slowRetry
+		if r.RetryAfter > 0 {
+			seconds = int((r.RetryAfter + time.Second - 1) / time.Second)
+		}
+		w.Header().Set("Retry-After", strconv.Itoa(seconds))
 	}
 	writeJSON(w, status, api.Failure{Error: api.FailureDetail{Code: r.Code, Message: r.Message, Field: r.Field}})
 }
 
-// mayRead refuses callers without a role that reads entries.
+// mayRead refuses callers without a role that reads entries. Checkpoints, tiles of hashes, status, health and metrics are for whoever
+// may open the socket: they have nothing in them that a producer said. What auditors read will be recorded here.
 func (c *call) mayRead() error {
-	r := c.log.Ledger.State().Roles(c.caller.UID, c.caller.Groups)
+	state := c.log.Ledger.State()
+	r := state.Roles(c.caller.UID, c.caller.Groups)
 	if r.Auditor || r.Operator || r.Officer {
 		return nil
 	}
-	return &ledger.Refusal{Code: record.CodeForbidden, Message: fmt.Sprintf("uid %d may not read entries of %s: its policy makes it neither auditor, operator nor officer", c.caller.UID, c.log.Ledger.Origin())}
+	why := fmt.Sprintf("uid %d may not read entries of %s: its policy makes it neither auditor, operator nor officer", c.caller.UID, c.log.Ledger.Origin())
+	if !slices.ContainsFunc(state.Policy.Roles, func(r ceremony.Role) bool { return r.Name != ceremony.Producer }) {
+		why += "; it has nobody in such a role"
+	}
+	return &ledger.Refusal{Code: record.CodeForbidden, Message: why}
 }
 
-// mayOperate refuses callers who may not ask for seals.
-func (c *call) mayOperate() error {
-	for _, l := range c.s.cfg.Logs {
-		if r := l.Ledger.State().Roles(c.caller.UID, c.caller.Groups); r.Operator || r.Auditor || r.Officer {
-			return nil
-		}
-	}
-	return &ledger.Refusal{Code: record.CodeForbidden, Message: fmt.Sprintf("uid %d may not ask for seals: no log's policy makes it auditor, operator or officer", c.caller.UID)}
-}
-
-// appendEvents takes one event or an array, all or none, or lines of events.
-func (c *call) appendEvents() error {
-	kind, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	if err != nil {
-		return &ledger.Refusal{Code: record.CodeInvalid, Field: "Content-Type", Message: "must be application/json or application/x-ndjson"}
-	}
-	switch kind {
-	case "application/json":
-		return c.appendJSON()
-	case "application/x-ndjson":
-		return c.appendLines()
-	}
-	return &ledger.Refusal{Code: record.CodeInvalid, Field: "Content-Type", Message: fmt.Sprintf("%q is not application/json or application/x-ndjson", clip(kind))}
-}
-
-func (c *call) appendJSON() error {
-	if err := http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
-		return err
-	}
-	if err := c.s.memory.take(c.r.Context(), api.MaxFrame); err != nil {
-		return err
-	}
-	defer c.s.memory.put(api.MaxFrame)
-	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, api.MaxFrame))
-	if err != nil {
-		return err
-	}
-	body = bytes.TrimSpace(body)
-	events, err := api.ParseEvents(body)
-	if err != nil {
-		return err
-	}
-	receipts, err := c.take(events)
-	if err != nil {
-		return err
-	}
-	c.w.Header().Set("Content-Type", "application/json")
-	c.w.WriteHeader(http.StatusCreated)
-	out := bytes.Join(receipts, []byte(","))
-	if body[0] == '[' {
-		out = append(append([]byte{'['}, out...), ']')
-	}
-	_, _ = c.w.Write(append(out, '\n')) // the client may have gone; the events are in the log
-	return nil
-}
-
-// take appends events and returns their receipts as JSON.
-func (c *call) take(events []api.Event) ([][]byte, error) {
-	in := make([]ledger.Event, len(events))
-	for i, e := range events {
-		in[i] = ledger.Event{Body: e.Body, Key: e.Key}
-	}
-	res, err := c.log.Ledger.Append(context.WithoutCancel(c.r.Context()), c.caller, in)
-	if err != nil {
-		var r *ledger.Refusal
-		if len(events) == 1 && errors.As(err, &r) {
-			r.Field = strings.TrimPrefix(r.Field, "events[0].")
-		}
-		return nil, err
-	}
-	out := make([][]byte, len(res.Items))
-	for i := range res.Items {
-		it, err := res.Item(i)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ledger.ErrUnknown, err)
-		}
-		proof, err := res.Proof(i)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ledger.ErrUnknown, err)
-		}
-		if out[i], err = (record.Receipt{Checkpoint: res.Checkpoint, Entry: it.Entry, Index: it.Index, Proof: proof}).MarshalJSON(); err != nil {
-			return nil, fmt.Errorf("%w: %w", ledger.ErrUnknown, err)
-		}
-	}
-	return out, nil
-}
-
-// appendLines takes a stream of events, one a line, and answers each with a line: its receipt, or an error. Lines are appended in
-// chunks that are atomic by themselves; a bad line refuses its chunk, and the stream ends there.
-func (c *call) appendLines() error {
+// body reads a request's body of at most limit bytes. They count against the budget as they come, until free is called.
+func (c *call) body(limit int64) (b []byte, free func(), err error) {
 	rc := http.NewResponseController(c.w)
-	if err := rc.EnableFullDuplex(); err != nil {
-		return err
+	if err := rc.SetReadDeadline(time.Now().Add(c.s.limits.body)); err != nil {
+		return nil, nil, err
 	}
-	c.w.Header().Set("Content-Type", "application/x-ndjson")
-	lines := bufio.NewScanner(c.r.Body)
-	lines.Buffer(make([]byte, 0, 64<<10), 512<<10)
-	n := 0
-	for more := true; more; {
-		var events []api.Event
-		size := 0
-		for len(events) < chunk && size < 1<<20 {
-			if err := rc.SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
-				return err
+	uid, claimed := c.caller.UID, 0
+	free = func() { c.s.http.put(uid, claimed) }
+	r := http.MaxBytesReader(c.w, c.r.Body, limit)
+	for {
+		if len(b) == cap(b) {
+			more := max(4<<10, len(b))
+			if !c.s.http.take(uid, more, claimed+more <= freeSize) {
+				free()
+				return nil, nil, busy(c.s.limits.backoff, "too much is waiting already")
 			}
-			if more = lines.Scan(); !more {
-				break
-			}
-			n++
-			line := bytes.Clone(bytes.TrimSpace(lines.Bytes()))
-			if len(line) == 0 {
-				continue
-			}
-			body, key, err := record.CanonicalEvent(line)
-			if err != nil {
-				return c.line(fmt.Errorf("line %d: %w", n, err))
-			}
-			events = append(events, api.Event{Body: body, Key: key})
-			size += len(body)
+			claimed += more
+			b = slices.Grow(b, more)
 		}
-		if len(events) == 0 {
-			break
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if errors.Is(err, io.EOF) {
+			return b, free, rc.SetReadDeadline(time.Time{})
 		}
-		receipts, err := c.take(events)
 		if err != nil {
-			return c.line(err)
-		}
-		for _, r := range receipts {
-			if _, err := c.w.Write(append(r, '\n')); err != nil {
-				return nil // the client has gone
-			}
-		}
-		if err := rc.Flush(); err != nil {
-			return nil
+			free()
+			return nil, nil, unfinished(err)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return c.line(fmt.Errorf("line %d: %w", n+1, err))
-	}
-	return nil
 }
 
-// line writes an error as a line of its own: the status was sent long ago.
-func (c *call) line(err error) error {
-	r := invalid(err)
-	var refusal *ledger.Refusal
-	if errors.As(err, &refusal) {
-		r = refusal
-	}
-	if errors.Is(err, ledger.ErrUnknown) {
-		r.Code = "unknown"
-	}
-	b, err := json.Marshal(api.Failure{Error: api.FailureDetail{Code: r.Code, Message: r.Message, Field: r.Field}})
-	if err != nil {
+// unfinished is what an error in reading a body means to whoever sent it.
+func unfinished(err error) error {
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
 		return err
 	}
-	_, _ = c.w.Write(append(b, '\n'))
-	return nil
+	return &ledger.Refusal{Code: record.CodeInvalid, Message: "the body did not come to its end: " + err.Error(), Err: err}
 }
 
-// entries pages through the log.
-func (c *call) entries() error {
-	if err := c.mayRead(); err != nil {
-		return err
+// maxReading bounds the answers that are being read from a log at the same time, before they count.
+const maxReading = 8
+
+// send writes what get reads from the log, which may be much: it counts until it is written.
+func (c *call) send(kind string, get func() ([]byte, error)) error {
+	select {
+	case c.s.reading <- struct{}{}:
+	case <-c.r.Context().Done():
+		return c.r.Context().Err()
 	}
-	from, err := c.query("from", 0, record.MaxInt)
+	b, err := get()
+	ok := err == nil && c.s.http.take(c.caller.UID, len(b), len(b) <= freeSize)
+	<-c.s.reading
 	if err != nil {
 		return err
 	}
-	limit, err := c.query("limit", 100, pageLimit)
-	if err != nil {
-		return err
+	if !ok {
+		return busy(c.s.limits.backoff, "too many answers wait to be read")
 	}
-	size := c.log.Ledger.Size()
-	entries, err := c.log.Ledger.Entries(from, int(max(limit, 1)))
-	if err != nil {
-		return err
-	}
-	page := api.Page{Entries: make([]json.RawMessage, len(entries)), Size: size}
-	for i, e := range entries {
-		page.Entries[i] = e
-	}
-	if next := from + uint64(len(entries)); len(entries) > 0 && next < size {
-		page.Next = &next
-	}
-	writeJSONCompact(c.w, page)
-	return nil
+	defer c.s.http.put(c.caller.UID, len(b))
+	c.w.Header().Set("Content-Type", kind)
+	return c.write(b)
 }
 
-func writeJSONCompact(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	_ = e.Encode(v) // the client may have gone
-}
-
-func (c *call) query(name string, missing, limit uint64) (uint64, error) {
-	v := c.r.URL.Query().Get(name)
-	if v == "" {
-		return missing, nil
-	}
-	n, err := strconv.ParseUint(v, 10, 64)
-	if err != nil || n > limit {
-		return 0, &ledger.Refusal{Code: record.CodeInvalid, Field: name, Message: fmt.Sprintf("must be a number from 0 to %d", limit)}
-	}
-	return n, nil
-}
-
-func (c *call) index() (uint64, error) {
-	n, err := strconv.ParseUint(c.r.PathValue("index"), 10, 63)
-	if err != nil {
-		return 0, &ledger.Refusal{Code: record.CodeInvalid, Field: "index", Message: "must be a number"}
-	}
-	if n >= c.log.Ledger.Size() {
-		return 0, fmt.Errorf("%w: the log has no entry %d", errNotFound, n)
-	}
-	return n, nil
-}
-
-// entry writes an entry's exact bytes.
-func (c *call) entry() error {
-	if err := c.mayRead(); err != nil {
+// write writes a body, within bounds of time. If that fails the client has gone, or does not read.
+func (c *call) write(b []byte) error {
+	if err := http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(c.s.limits.write)); err != nil {
 		return err
 	}
-	i, err := c.index()
-	if err != nil {
-		return err
+	if _, err := c.w.Write(b); err != nil {
+		c.s.cfg.Log.Debug("a connection to http.sock ended", "error", err)
 	}
-	b, err := c.log.Ledger.Entry(i)
-	if err != nil {
-		return err
-	}
-	c.w.Header().Set("Content-Type", "application/json")
-	_, _ = c.w.Write(b)
-	return nil
-}
-
-// proof writes an entry's receipt under the current checkpoint.
-func (c *call) proof() error {
-	if err := c.mayRead(); err != nil {
-		return err
-	}
-	i, err := c.index()
-	if err != nil {
-		return err
-	}
-	entry, err := c.log.Ledger.Entry(i)
-	if err != nil {
-		return err
-	}
-	signed := c.log.Ledger.Checkpoint()
-	text, _, _ := strings.Cut(string(signed), "\n\n")
-	head, err := record.ParseCheckpoint(text + "\n")
-	if err != nil {
-		return err
-	}
-	proof, err := c.log.Ledger.Proof(i, head.Size)
-	if err != nil {
-		return err
-	}
-	r := record.Receipt{Checkpoint: signed, Entry: entry, Index: i, Proof: proof}
-	if strings.Contains(c.r.Header.Get("Accept"), "text/plain") {
-		c.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = c.w.Write(r.TLogProof())
-		return nil
-	}
-	b, err := r.MarshalJSON()
-	if err != nil {
-		return err
-	}
-	c.w.Header().Set("Content-Type", "application/json")
-	_, _ = c.w.Write(append(b, '\n'))
-	return nil
-}
-
-// seals lists where the seals are.
-func (c *call) seals() error {
-	if err := c.mayRead(); err != nil {
-		return err
-	}
-	from, err := c.query("from", 0, record.MaxInt)
-	if err != nil {
-		return err
-	}
-	limit, err := c.query("limit", 100, pageLimit)
-	if err != nil {
-		return err
-	}
-	indices, err := c.log.Ledger.Kind(record.KindSeal, from, int(max(limit, 1)))
-	if err != nil {
-		return err
-	}
-	out := api.Seals{Indices: indices}
-	if out.Indices == nil {
-		out.Indices = []uint64{}
-	}
-	writeJSON(c.w, http.StatusOK, out)
-	return nil
-}
-
-// seal makes a seal now.
-func (c *call) seal() error { return c.makeSeal(ledger.ReasonDemand, nil) }
-
-// challenge makes a seal whose statement carries the caller's nonce.
-func (c *call) challenge() error {
-	body, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, 4096))
-	if err != nil {
-		return err
-	}
-	canonical, err := record.Canonicalize(body, 1)
-	if err != nil {
-		return err
-	}
-	var in api.Challenge
-	err = record.UnmarshalCanonical(canonical, &in)
-	var field *record.FieldError
-	switch {
-	case errors.As(err, &field) && field.Field == "nonce", err == nil && (len(in.Nonce) < 8 || len(in.Nonce) > maxNonce):
-		return &ledger.Refusal{Code: record.CodeInvalid, Field: "nonce", Message: fmt.Sprintf("must be 8 to %d bytes in standard base64, padded, in one line", maxNonce)}
-	case err != nil:
-		return err
-	}
-	return c.makeSeal(ledger.ReasonChallenge, in.Nonce)
-}
-
-func (c *call) makeSeal(reason string, nonce []byte) error {
-	if err := c.mayOperate(); err != nil {
-		return err
-	}
-	if c.s.cfg.Seal == nil {
-		return &ledger.Refusal{Code: record.CodeTPM, Message: "the appliance has no TPM"}
-	}
-	number, err := c.s.cfg.Seal(c.r.Context(), reason, nonce)
-	if err != nil {
-		return &ledger.Refusal{Code: record.CodeTPM, Message: err.Error(), RetryAfter: time.Second}
-	}
-	out := api.Sealed{Number: number, Entries: map[string]uint64{}}
-	for _, l := range c.s.cfg.Logs {
-		if i, ok, err := l.Ledger.LastKind(record.KindSeal); err == nil && ok {
-			out.Entries[l.Name] = i
-		}
-	}
-	if nonce != nil {
-		out.Nonce = base64.StdEncoding.EncodeToString(nonce)
-	}
-	writeJSON(c.w, http.StatusCreated, out)
-	return nil
-}
-
-// checkpoint writes the signed note.
-func (c *call) checkpoint() error {
-	c.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	c.w.Header().Set("Cache-Control", "no-cache")
-	_, _ = c.w.Write(c.log.Ledger.Checkpoint())
-	return nil
-}
-
-// tile writes a tile of hashes, or a bundle of entries (C2SP tlog-tiles).
-func (c *call) tile() error {
-	t, err := api.ParseTilePath(c.r.PathValue("path"))
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNotFound, err)
-	}
-	if t.L < 0 {
-		if err := c.mayRead(); err != nil {
-			return err
-		}
-	}
-	// A tile exists as far as the current checkpoint reaches.
-	level := max(t.L, 0)
-	if have := c.log.Ledger.Size() >> (8 * level); uint64(t.N)<<8+uint64(t.W) > have {
-		return fmt.Errorf("%w: the log does not reach this tile", errNotFound)
-	}
-	b, err := c.log.Ledger.Tile(tlog.Tile{H: 8, L: t.L, N: t.N, W: t.W})
-	if err != nil {
-		return err
-	}
-	c.w.Header().Set("Content-Type", "application/octet-stream")
-	c.w.Header().Set("Cache-Control", "max-age=31536000, immutable")
-	_, _ = c.w.Write(b)
 	return nil
 }

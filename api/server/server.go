@@ -1,8 +1,13 @@
 // Package server serves the appliance's two sockets: it says who calls, by what the kernel proves, and hands events to the ledgers,
-// which decide. frames.go is sign.sock, http.go is http.sock, peer.go asks the kernel.
+// which decide.
 //
-// Everything that a peer can use up is bounded: connections, requests under way, bytes in memory, time within a frame. Connections
-// do not wait for each other.
+//	server.go   what is served, and where         budget.go   what peers may use up
+//	frames.go   sign.sock                         peer.go     who is at the other end
+//	http.go     http.sock: routes and errors      events.go   POST /v1/events      read.go   entries, proofs, tiles
+//	seal.go     seals on demand                   status.go   health               metrics.go
+//
+// Everything that a peer can use up is bounded: connections, requests under way, bytes in memory, time within a frame. No peer has to
+// wait for another, and one uid cannot use up what others need.
 package server
 
 import (
@@ -21,6 +26,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"bulla/clock"
 	"bulla/ledger"
@@ -50,31 +56,60 @@ type Log struct {
 	Ledger *ledger.Ledger
 }
 
-// Bounds of what peers can use.
-const (
-	maxConns   = 4096      // connections to each socket
-	maxMemory  = 256 << 20 // bytes of requests and bodies in memory
-	socketMode = fs.FileMode(0o660)
-	drainTime  = 5 * time.Second
-)
+// limits bound what peers can use, and for how long.
+type limits struct {
+	conns     int // connections to each socket, and of one uid
+	uidConns  int
+	memory    int // bytes of requests, and of answers that wait to be read, in all and of one uid
+	uidMemory int
+	reserve   int // bytes of both that only small requests may use
+
+	hello   time.Duration // for a hello, or the headers of an HTTP request
+	frame   time.Duration // from a frame's first byte to its last; from a line's, too
+	body    time.Duration // for the body of an HTTP request
+	write   time.Duration // for a peer to take an answer
+	idle    time.Duration // between HTTP requests, and between lines of events
+	drain   time.Duration // for what is under way when the server ends
+	backoff time.Duration // that busy peers are asked to wait
+}
+
+var defaultLimits = limits{
+	conns: 4096, uidConns: 3072, memory: 192 << 20, uidMemory: 96 << 20, reserve: 16 << 20,
+	hello: 10 * time.Second, frame: 10 * time.Second, body: 30 * time.Second, write: 30 * time.Second, idle: 2 * time.Minute,
+	drain: 5 * time.Second, backoff: 100 * time.Millisecond,
+}
 
 // server is the state that both sockets share.
 type server struct {
-	cfg    Config
-	memory *budget
+	cfg     Config
+	limits  limits
+	frames  *budget // of sign.sock
+	http    *budget // of http.sock
+	reading chan struct{}
+	seals   bucket
+	metrics *metrics
+	drain   context.Context // ends when what is under way must not be waited for any longer
 }
 
-// Serve serves both sockets until ctx ends.
-func Serve(ctx context.Context, cfg Config) error {
-	s := &server{cfg: cfg, memory: newBudget(maxMemory)}
-	sign, err := listen(filepath.Join(cfg.Directory, "sign.sock"), cfg.GID)
+// Serve serves both sockets until ctx ends. What is under way then is finished, within bounds.
+func Serve(ctx context.Context, cfg Config) error { return serve(ctx, cfg, defaultLimits) }
+
+func serve(ctx context.Context, cfg Config, lim limits) error {
+	unlock, err := lock(cfg.Directory)
 	if err != nil {
 		return err
 	}
-	web, err := listen(filepath.Join(cfg.Directory, "http.sock"), cfg.GID)
+	defer unlock()
+	sign, err := listen(filepath.Join(cfg.Directory, "sign.sock"), cfg.GID, lim.conns)
+	if err != nil {
+		return err
+	}
+	web, err := listen(filepath.Join(cfg.Directory, "http.sock"), cfg.GID, lim.conns)
 	if err != nil {
 		return errors.Join(err, sign.Close())
 	}
+	s, stop := newServer(ctx, cfg, lim)
+	defer stop()
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
@@ -84,28 +119,64 @@ func Serve(ctx context.Context, cfg Config) error {
 	return g.Wait()
 }
 
+func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop func()) {
+	s = &server{
+		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading),
+		seals: bucket{burst: sealBurst, every: sealEvery},
+	}
+	s.metrics = newMetrics(s)
+	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.drain = drain
+	detach := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(lim.drain, cancel)
+		context.AfterFunc(drain, func() { t.Stop() })
+	})
+	return s, func() { detach(); cancel() }
+}
+
+// lock keeps other processes from serving in the same directory for as long as this one lives.
+func lock(dir string) (unlock func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("the sockets' directory: %w; make it, for bullad alone to write to", err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errors.New("another process serves its sockets: stop that bullad first")
+		}
+		return nil, errors.Join(fmt.Errorf("%s: %w", dir, err), d.Close())
+	}
+	return func() { _ = d.Close() }, nil // which unlocks
+}
+
 // listen makes a socket of mode 0660. A socket that a process still serves is left alone; a stale one is replaced.
-func listen(path string, gid *int) (*limited, error) {
+func listen(path string, gid *int, conns int) (*limited, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		return nil, errors.Join(fmt.Errorf("%s is served by another process; stop that bullad first", path), c.Close())
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("replacing a stale socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	// The socket is made with the mode of its descriptor: nobody else gets in before its group is set.
+	mine := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, chmod)
+	}}
+	l, err := mine.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("making a socket: %w", err)
 	}
 	if gid != nil {
 		err = os.Chown(path, -1, *gid)
 	}
-	if err := errors.Join(err, os.Chmod(path, socketMode)); err != nil { // the umask let nobody in so far
+	if err := errors.Join(err, os.Chmod(path, 0o660)); err != nil {
 		return nil, errors.Join(fmt.Errorf("making a socket: %w", err), l.Close())
 	}
-	return &limited{Listener: l, free: make(chan struct{}, maxConns)}, nil
+	return &limited{Listener: l, free: make(chan struct{}, conns)}, nil
 }
 
-// limited is a listener of at most so many connections at a time.
+// limited is a listener of at most so many connections at a time. One that ends removes its socket.
 type limited struct {
 	net.Listener
 	free chan struct{}
@@ -115,98 +186,47 @@ func (l *limited) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond) // until somebody hangs up
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
+		u, ok := c.(*net.UnixConn)
+		if !ok {
+			return nil, errors.Join(fmt.Errorf("accepting a connection: it is a %T", c), c.Close())
+		}
 		select {
 		case l.free <- struct{}{}:
-			return &counted{Conn: c, free: l.free}, nil
+			return &conn{UnixConn: u, free: l.free}, nil
 		default:
 			_ = c.Close() // full: the peer sees the end
 		}
 	}
 }
 
-type counted struct {
-	net.Conn
-	free chan struct{}
-	once sync.Once
+// conn is a connection that counts until it is closed.
+type conn struct {
+	*net.UnixConn
+	free   chan struct{}
+	closed func() // if set, called once when the connection is closed
+	once   sync.Once
 }
 
-func (c *counted) Close() error {
-	c.once.Do(func() { <-c.free })
-	return c.Conn.Close()
-}
-
-// budget bounds the bytes in memory over all connections.
-type budget struct {
-	mu   sync.Mutex
-	left int
-	wait []*claim
-}
-
-type claim struct {
-	n    int
-	done chan struct{}
-}
-
-func newBudget(n int) *budget { return &budget{left: n} }
-
-// take waits until n bytes are free, first come first served.
-func (b *budget) take(ctx context.Context, n int) error {
-	b.mu.Lock()
-	if len(b.wait) == 0 && b.left >= n {
-		b.left -= n
-		b.mu.Unlock()
-		return nil
-	}
-	c := &claim{n, make(chan struct{})}
-	b.wait = append(b.wait, c)
-	b.mu.Unlock()
-	select {
-	case <-c.done:
-		return nil
-	case <-ctx.Done():
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i := range b.wait {
-		if b.wait[i] == c {
-			b.wait = append(b.wait[:i], b.wait[i+1:]...)
-			return ctx.Err()
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		if <-c.free; c.closed != nil {
+			c.closed()
 		}
-	}
-	b.give(n) // it was granted meanwhile
-	return ctx.Err()
-}
-
-// put gives n bytes back.
-func (b *budget) put(n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.give(n)
-}
-
-func (b *budget) give(n int) {
-	b.left += n
-	for len(b.wait) > 0 && b.wait[0].n <= b.left {
-		b.left -= b.wait[0].n
-		close(b.wait[0].done)
-		b.wait = b.wait[1:]
-	}
+	})
+	return c.UnixConn.Close()
 }
 
 // find returns the log of an origin; with "", the only one.
-func (s *server) find(origin string) (*ledger.Ledger, bool) {
-	if origin == "" && len(s.cfg.Logs) == 1 {
-		return s.cfg.Logs[0].Ledger, true
-	}
-	for _, l := range s.cfg.Logs {
-		if l.Ledger.Origin() == origin {
-			return l.Ledger, true
+func (s *server) find(origin string) (*Log, bool) {
+	for i := range s.cfg.Logs {
+		if l := &s.cfg.Logs[i]; l.Ledger.Origin() == origin || origin == "" && len(s.cfg.Logs) == 1 {
+			return l, true
 		}
 	}
 	return nil, false

@@ -1,0 +1,200 @@
+package server
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"bulla/api"
+	"bulla/ledger"
+	"bulla/record"
+)
+
+// pageLimit bounds the entries of a page, and is said to be what a page has where nothing is said.
+const (
+	pageLimit   = 1000
+	pageDefault = 100
+)
+
+// page reads the parameters of a page.
+func (c *call) page() (from uint64, limit int, err error) {
+	if from, err = c.number("from", 0, 0, record.MaxInt); err != nil {
+		return 0, 0, err
+	}
+	n, err := c.number("limit", pageDefault, 1, pageLimit)
+	return from, int(n), err
+}
+
+func (c *call) number(name string, missing, lowest, highest uint64) (uint64, error) {
+	if !c.r.URL.Query().Has(name) {
+		return missing, nil
+	}
+	n, err := strconv.ParseUint(c.r.URL.Query().Get(name), 10, 64)
+	if err != nil || n < lowest || n > highest {
+		return 0, &ledger.Refusal{Code: record.CodeInvalid, Field: name, Message: fmt.Sprintf("must be a number from %d to %d", lowest, highest)}
+	}
+	return n, nil
+}
+
+// entries pages through the log, as far as its checkpoint reaches.
+func (c *call) entries() error {
+	if err := c.mayRead(); err != nil {
+		return err
+	}
+	from, limit, err := c.page()
+	if err != nil {
+		return err
+	}
+	return c.send("application/json", func() ([]byte, error) {
+		size := c.log.Ledger.Size()
+		var entries [][]byte
+		if from < size {
+			if entries, err = c.log.Ledger.Entries(from, int(min(uint64(limit), size-from))); err != nil {
+				return nil, err
+			}
+		}
+		return appendPage(entries, from, size), nil
+	})
+}
+
+// appendPage makes the JSON of an api.Page, in which each entry is its exact bytes.
+func appendPage(entries [][]byte, from, size uint64) []byte {
+	n := 64
+	for _, e := range entries {
+		n += len(e) + 1
+	}
+	b := append(make([]byte, 0, n), `{"entries":[`...)
+	for i, e := range entries {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, e...)
+	}
+	b = append(b, ']')
+	if next := from + uint64(len(entries)); len(entries) > 0 && next < size {
+		b = strconv.AppendUint(append(b, `,"next":`...), next, 10)
+	}
+	b = strconv.AppendUint(append(b, `,"size":`...), size, 10)
+	return append(b, "}\n"...)
+}
+
+// index is the entry that the path names.
+func (c *call) index() (uint64, error) {
+	n, err := strconv.ParseUint(c.r.PathValue("index"), 10, 53)
+	if err != nil {
+		return 0, &ledger.Refusal{Code: record.CodeInvalid, Field: "index", Message: "must be a number"}
+	}
+	if n >= c.log.Ledger.Size() {
+		return 0, fmt.Errorf("%w: the log has no entry %d", errNotFound, n)
+	}
+	return n, nil
+}
+
+// entry writes an entry's exact bytes.
+func (c *call) entry() error {
+	if err := c.mayRead(); err != nil {
+		return err
+	}
+	i, err := c.index()
+	if err != nil {
+		return err
+	}
+	return c.send("application/json", func() ([]byte, error) { return c.log.Ledger.Entry(i) })
+}
+
+// proof writes an entry's receipt under the current checkpoint, as JSON or, where text is asked for, as a C2SP tlog-proof.
+func (c *call) proof() error {
+	if err := c.mayRead(); err != nil {
+		return err
+	}
+	i, err := c.index()
+	if err != nil {
+		return err
+	}
+	text := strings.Contains(c.r.Header.Get("Accept"), "text/plain")
+	kind := "application/json"
+	if text {
+		kind = "text/plain; charset=utf-8"
+	}
+	return c.send(kind, func() ([]byte, error) {
+		r, err := c.receipt(i)
+		switch {
+		case err != nil:
+			return nil, err
+		case text:
+			return r.TLogProof(), nil
+		}
+		it := api.Item{Index: r.Index, Entry: r.Entry, Proof: r.Proof}
+		return append(api.AppendReceipt(nil, r.Checkpoint, &it), '\n'), nil
+	})
+}
+
+func (c *call) receipt(index uint64) (*record.Receipt, error) {
+	entry, err := c.log.Ledger.Entry(index)
+	if err != nil {
+		return nil, err
+	}
+	signed := c.log.Ledger.Checkpoint()
+	text, _, _ := strings.Cut(string(signed), "\n\n")
+	head, err := record.ParseCheckpoint(text + "\n")
+	if err != nil {
+		return nil, err
+	}
+	proof, err := c.log.Ledger.Proof(index, head.Size)
+	return &record.Receipt{Checkpoint: signed, Entry: entry, Index: index, Proof: proof}, err
+}
+
+// checkpoint writes the signed note.
+func (c *call) checkpoint() error {
+	c.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	c.w.Header().Set("Cache-Control", "no-cache")
+	return c.write(c.log.Ledger.Checkpoint())
+}
+
+// tile writes a tile of hashes, or a bundle of entries (C2SP tlog-tiles), as far as the current checkpoint reaches.
+func (c *call) tile() error {
+	t, err := api.ParseTilePath(c.r.PathValue("path"))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errNotFound, err)
+	}
+	if t.L < 0 {
+		if err := c.mayRead(); err != nil {
+			return err
+		}
+	}
+	have := c.log.Ledger.Size() >> (8 * max(t.L, 0)) // hashes of this level, or entries
+	if uint64(t.N) > have>>8 || uint64(t.N)<<8+uint64(t.W) > have {
+		return fmt.Errorf("%w: the log does not reach this tile", errNotFound)
+	}
+	return c.send("application/octet-stream", func() ([]byte, error) {
+		b, err := c.log.Ledger.Tile(tlog.Tile{H: 8, L: t.L, N: t.N, W: t.W})
+		if err == nil {
+			c.w.Header().Set("Cache-Control", "max-age=31536000, immutable")
+		}
+		return b, err
+	})
+}
+
+// seals lists where the seals are.
+func (c *call) seals() error {
+	if err := c.mayRead(); err != nil {
+		return err
+	}
+	from, limit, err := c.page()
+	if err != nil {
+		return err
+	}
+	indices, err := c.log.Ledger.Kind(record.KindSeal, from, limit)
+	if err != nil {
+		return err
+	}
+	out := api.Seals{Indices: indices}
+	if out.Indices == nil {
+		out.Indices = []uint64{}
+	}
+	writeJSON(c.w, http.StatusOK, out)
+	return nil
+}
