@@ -51,15 +51,15 @@ const (
 type Officer struct {
 	Key       string `json:"key"`                  // an SSH public key in authorized_keys form, without comment
 	Name      string `json:"name"`                 // unique within the log
-	Touch     bool   `json:"touch,omitempty"`      // sk keys: user presence required
-	Verify    bool   `json:"verify,omitempty"`     // sk keys: user verification (PIN) required
+	Touch     bool   `json:"touch,omitzero"`      // sk keys: user presence required
+	Verify    bool   `json:"verify,omitzero"`     // sk keys: user verification (PIN) required
 	ValidFrom string `json:"valid_from,omitempty"` // time with nine digits and Z; absent: always
 	ValidTo   string `json:"valid_to,omitempty"`
 }
 
 // Role maps local users to what they may do.
 type Role struct {
-	Any  bool     `json:"any,omitempty"` // everyone who may open the socket
+	Any  bool     `json:"any,omitzero"` // everyone who may open the socket
 	GIDs []uint32 `json:"gids,omitempty"`
 	Name string   `json:"name"`
 	UIDs []uint32 `json:"uids,omitempty"`
