@@ -51,8 +51,8 @@ const (
 type Officer struct {
 	Key       string `json:"key"`                  // an SSH public key in authorized_keys form, without comment
 	Name      string `json:"name"`                 // unique within the log
-	Touch     bool   `json:"touch,omitzero"`      // sk keys: user presence required
-	Verify    bool   `json:"verify,omitzero"`     // sk keys: user verification (PIN) required
+	Touch     bool   `json:"touch,omitzero"`       // sk keys: user presence required
+	Verify    bool   `json:"verify,omitzero"`      // sk keys: user verification (PIN) required
 	ValidFrom string `json:"valid_from,omitempty"` // time with nine digits and Z; absent: always
 	ValidTo   string `json:"valid_to,omitempty"`
 }
