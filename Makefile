@@ -22,7 +22,7 @@ deps: ## install what tests and demo need (quiet, only what is missing)
 
 build: ## bin/bullad and bin/bulla
 	@mkdir -p $(BIN)
-	$(GO) build -trimpath -o $(BIN)/bullad ./cmd/bullad
+	$(GO) build -trimpath -ldflags '-X main.release=$(VERSION)' -o $(BIN)/bullad ./cmd/bullad
 	$(STATIC) -o $(BIN)/bulla ./cmd/bulla
 
 test: deps build ## all tests, one foreign target, the race detector where goroutines meet

@@ -130,8 +130,14 @@ func harden() error {
 	return nil
 }
 
-// version is the module's version as the build recorded it.
+// release is the version, set by the linker (make build).
+var release string
+
+// version is the release, or what the build recorded of the module.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"
