@@ -7,6 +7,8 @@ PACKAGES := softhsm2 opensc libnss3 libnss3-tools swtpm swtpm-tools tpm2-tools l
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 GO       ?= go
 BIN      := bin
+CACHE    := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulla-test
+CHRONYD  := $(CACHE)/chrony/usr/sbin/chronyd
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # Reproducible: no paths, no build ids, no time.
 STATIC   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
@@ -19,6 +21,7 @@ deps: ## install what tests and demo need (quiet, only what is missing)
 	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
 	  $(SUDO) apt-get -qq update >/dev/null; \
 	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
+	@[ -x "$(CHRONYD)" ] || { $(SUDO) apt-get -qq update >/dev/null; ./softhsm-test/fetch-chrony.sh; } # unpacked, never installed
 
 build: ## bin/bullad and bin/bulla
 	@mkdir -p $(BIN)
