@@ -125,8 +125,16 @@ func (t *tool) append(ctx context.Context, f appendFlags, path string) error {
 			return err
 		}
 	}
-	s := &sender{t: t, f: f, progress: t.progress("appended")}
-	defer s.close()
+	sign, _ := t.sockets()
+	client, err := api.Dial(ctx, sign)
+	if err != nil {
+		return coded(exitUnavailable, fmt.Errorf("%w; see --socket", err))
+	}
+	defer client.Close() // everything sent was answered, or its outcome reported
+	s := &sender{t: t, f: f, client: client, progress: t.progress("appended")}
+	if terminal(t.out) {
+		s.progress.w = nil // the answers themselves show it
+	}
 	if f.event != "" || f.kind != "" && !f.lines {
 		event, err := f.single()
 		if err != nil {
@@ -149,7 +157,7 @@ func (t *tool) append(ctx context.Context, f appendFlags, path string) error {
 			}
 		})
 	}()
-	err := s.drain(ctx, queue)
+	err = s.drain(ctx, queue)
 	s.progress.clear()
 	if err != nil {
 		return err
@@ -318,6 +326,9 @@ const (
 	batchBytes  = 1 << 20
 )
 
+// retryEvery is the least time between two attempts.
+const retryEvery = 100 * time.Millisecond
+
 // sender sends events in order, one request at a time: so no number of a stream overtakes another.
 type sender struct {
 	t        *tool
@@ -325,12 +336,6 @@ type sender struct {
 	client   *api.Client
 	done     uint64
 	progress *progress
-}
-
-func (s *sender) close() {
-	if s.client != nil {
-		_ = s.client.Close() // everything sent was answered, or its outcome reported
-	}
 }
 
 // drain sends what comes until the queue closes.
@@ -371,7 +376,9 @@ func (s *sender) send(ctx context.Context, batch []pending) error {
 		if err == nil {
 			return s.print(batch, res)
 		}
-		wait, again := retryAfter(err)
+		// Repeating is safe: every event has an identifier or a number.
+		wait, again := api.Retry(err)
+		wait = max(wait, retryEvery)
 		if !again || time.Now().Add(wait).After(give) || ctx.Err() != nil {
 			return s.describe(batch, err)
 		}
@@ -382,35 +389,11 @@ func (s *sender) send(ctx context.Context, batch []pending) error {
 }
 
 func (s *sender) request(ctx context.Context, want string, events [][]byte) (*api.Result, error) {
-	if s.client == nil {
-		sign, _ := s.t.sockets()
-		c, err := api.Dial(ctx, sign)
-		if err != nil {
-			return nil, fmt.Errorf("%w; see --socket", err)
-		}
-		s.client = c
-	}
 	res, err := s.client.AppendBatch(ctx, s.t.log, want, events...)
-	if errors.Is(err, api.ErrUnknown) {
-		s.close()
-		s.client = nil
-	}
 	if err == nil && len(res.Items) != len(events) {
-		return nil, fmt.Errorf("the appliance answered for %d of %d events", len(res.Items), len(events))
+		return nil, &api.Refusal{Code: record.CodeInvalid, Message: fmt.Sprintf("the appliance answered for %d of %d events", len(res.Items), len(events))}
 	}
 	return res, err
-}
-
-// retryAfter says whether a failed request should be repeated, and when. Repeating is safe: every event has an identifier or a number.
-func retryAfter(err error) (time.Duration, bool) {
-	var r *api.Refusal
-	switch {
-	case errors.As(err, &r):
-		return max(r.RetryAfter, 50*time.Millisecond), r.RetryAfter > 0
-	case errors.Is(err, api.ErrUnknown):
-		return 500 * time.Millisecond, true
-	}
-	return 0, false
 }
 
 // describe is what a user is told of a request that failed for good.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -40,21 +41,25 @@ func (s *scripted) serve(answers ...string) {
 }
 
 func (s *scripted) converse(c net.Conn, answers []string) (used int, err error) {
-	r, w := bufio.NewReader(c), bufio.NewWriter(c)
-	hello, err := json.Marshal(api.Hello{V: api.Version, MaxFrame: api.MaxFrame})
+	r := bufio.NewReader(c)
+	hello, err := api.Hello{V: api.Version, MaxFrame: api.MaxFrame}.Frame()
 	if err != nil {
 		return 0, err
 	}
-	if _, err := api.ReadFrame(r, api.MaxFrame); err != nil {
+	if _, err := c.Write(hello); err != nil {
 		return 0, err
 	}
-	if err := errors.Join(api.WriteFrame(w, hello), w.Flush()); err != nil {
+	if _, err := api.ReadHello(r); err != nil {
 		return 0, err
 	}
 	for used < len(answers) {
-		b, err := api.ReadFrame(r, api.MaxFrame)
+		n, err := api.ReadLength(r, api.MaxFrame)
 		if errors.Is(err, io.EOF) { // the client connects anew
 			return used, nil
+		}
+		b := make([]byte, n)
+		if err == nil {
+			_, err = io.ReadFull(r, b)
 		}
 		if err != nil {
 			return used, err
@@ -69,7 +74,8 @@ func (s *scripted) converse(c net.Conn, answers []string) (used int, err error) 
 		if answer == "" {
 			return used, nil
 		}
-		if err := errors.Join(api.WriteFrame(w, []byte(answer)), w.Flush()); err != nil {
+		answer = strings.Replace(answer, `"id":ID`, fmt.Sprintf(`"id":%d`, req.ID), 1)
+		if _, err := c.Write(api.EndFrame(append(api.BeginFrame(nil), answer...))); err != nil {
 			return used, err
 		}
 	}
@@ -105,9 +111,9 @@ func TestRequestsAreRepeated(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.serve(`{"id":1,"status":"refused","code":"busy","message":"full","retry_after_ms":1}`, "",
-			`{"id":1,"status":"unknown","message":"who knows"}`,
-			`{"id":1,"status":"ok","checkpoint":"x","items":[{"index":7,"leaf":"`+leaf+`"}]}`)
+		s.serve(`{"id":ID,"status":"refused","code":"busy","message":"full","retry_after_ms":1}`, "",
+			`{"id":ID,"status":"unknown","message":"who knows"}`,
+			`{"id":ID,"status":"ok","checkpoint":"x","items":[{"index":7,"leaf":"`+leaf+`"}]}`)
 	}()
 	var out, errOut bytes.Buffer
 	if code := run([]string{"append", "--type", "a.b", "--socket", path}, nil, &out, &errOut); code != exitOK || out.String() != "7 "+leaf+"\n" {
@@ -143,9 +149,9 @@ func TestAnswersThatEndARun(t *testing.T) {
 		code                int
 		args                []string
 	}{
-		{"refused for good", `{"id":1,"status":"refused","code":"forbidden","message":"not you"}`, "refused (forbidden): not you", exitUnavailable, nil},
-		{"unknown for longer than --retry", `{"id":1,"status":"unknown","message":"disk"}`, "outcome unknown", exitUnavailable, []string{"--retry", "0s"}},
-		{"too few places", `{"id":1,"status":"ok","checkpoint":"x","items":[]}`, "answered for 0 of 1 events", exitUnavailable, nil},
+		{"refused for good", `{"id":ID,"status":"refused","code":"forbidden","message":"not you"}`, "refused (forbidden): not you", exitUnavailable, nil},
+		{"unknown for longer than --retry", `{"id":ID,"status":"unknown","message":"disk"}`, "outcome unknown", exitUnavailable, nil},
+		{"too few places", `{"id":ID,"status":"ok","checkpoint":"x","items":[]}`, "answered for 0 of 1 events", exitUnavailable, nil},
 		{"a receipt of another event", receipt(`{"type":"other"}`), "not of the event that was sent", exitTampered, []string{"--json"}},
 		{"a receipt that proves nothing", receipt(`{"id":"x","type":"a.b"}`), "does not lead to its checkpoint", exitTampered, []string{"--json"}},
 	} {
@@ -153,7 +159,7 @@ func TestAnswersThatEndARun(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); s.serve(c.answer) }()
 		var out, errOut bytes.Buffer
-		args := append([]string{"append", "--event", `{"id":"x","type":"a.b"}`, "--socket", path}, c.args...)
+		args := append([]string{"append", "--retry", "0s", "--event", `{"id":"x","type":"a.b"}`, "--socket", path}, c.args...)
 		if code := run(args, nil, &out, &errOut); code != c.code || !strings.Contains(errOut.String(), c.want) || out.Len() > 0 {
 			t.Errorf("%s: exit %d, %s%s", c.about, code, &out, &errOut)
 		}
