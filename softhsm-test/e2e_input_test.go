@@ -28,9 +28,9 @@ import (
 const (
 	maxFrame     = 4 << 20   // bytes, as the hello says
 	maxResident  = 300 << 20 // bytes that the daemon may ever hold
-	maxDelay     = 5 * time.Second
+	maxDelay     = 8 * time.Second // less than a stalled frame is waited for
 	idleConns    = 2000
-	stalledConns = 40
+	stalledConns = 100 // of frames that together are more than the daemon may hold
 )
 
 // badEvents are events that no socket takes, each with the field and the reason that the answer must name.
@@ -245,7 +245,6 @@ func TestBadFrames(t *testing.T) {
 	silent := connect(t, dir, "no hello")
 	slow := connect(t, dir, "slow client").greet()
 	slow.send(frame(request(1, goodEvent))[:20])
-	stalled := stall(t, dir)
 
 	// What cannot be read as a request is answered with id 0, and that is the end of the connection.
 	for _, row := range []struct {
@@ -337,6 +336,9 @@ func TestBadFrames(t *testing.T) {
 		}
 	})
 
+	// Memory that others hold is refused to large requests, and to nobody else.
+	stalled := stall(t, dir)
+	deaf(t, dir)
 	idle(t, dir, "sign.sock")
 	late := connect(t, dir, "among the idle").greet()
 	late.send(frame(request(1, goodEvent)))
@@ -371,6 +373,22 @@ func stall(t *testing.T, dir string) *sync.WaitGroup {
 		})
 	}
 	return &done
+}
+
+// deaf sends requests with large answers, and never reads one.
+func deaf(t *testing.T, dir string) {
+	t.Helper()
+	w := connect(t, dir, "deaf").greet()
+	large := frame(request(1, strings.TrimSuffix(strings.Repeat(eventOf(1_000)+",", 50), ",")))
+	var done sync.WaitGroup
+	done.Go(func() {
+		for range 1000 {
+			if _, err := w.c.Write(large); err != nil {
+				return // the server reads no more of it
+			}
+		}
+	})
+	t.Cleanup(func() { _ = w.c.Close(); done.Wait() })
 }
 
 // idle opens connections that do nothing, and leaves them open to the test's end.
