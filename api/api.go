@@ -7,7 +7,7 @@
 //	api.go     messages          frame.go    framing and hello
 //	request.go requests          answer.go   answers          scan.go  how both are read
 //	client.go  one request at a time, or many at once        stream.go  a producer's numbered events, repeated until they are in
-//	tile.go    paths of tiles
+//	tile.go    paths of tiles            clock.go   status of the machine
 package api
 
 import (
@@ -136,9 +136,9 @@ type Sealed struct {
 
 // Status is how the appliance is doing.
 type Status struct {
-	Version string         `json:"version,omitempty"`
-	Logs    []LogStatus    `json:"logs"`
-	Machine map[string]any `json:"machine,omitempty"` // clock, tpm, hsm
+	Version string      `json:"version,omitempty"`
+	Logs    []LogStatus `json:"logs"`
+	Machine *Machine    `json:"machine,omitempty"`
 }
 
 // LogStatus is how one log is doing.

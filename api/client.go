@@ -16,8 +16,12 @@ import (
 // with the same stream numbers or ids; what was taken then is not taken twice.
 var ErrUnknown = errors.New("outcome unknown: ask again with the same stream number or id")
 
-// errClosed is what calls get after Close.
-var errClosed = errors.New("the client was closed")
+var (
+	// errClosed is what calls get after Close.
+	errClosed = errors.New("the client was closed")
+	// errProtocol means that the other side does not speak as docs/formats.md says; asking again will not help.
+	errProtocol = errors.New("the answer cannot be understood")
+)
 
 // Result is where a request's events are.
 type Result struct {
@@ -308,7 +312,8 @@ func (l *link) send() {
 			}
 		}
 		if _, err := frames.WriteTo(l.conn); err != nil {
-			l.end(fmt.Errorf("sending: %w", err))
+			// The other side has closed. It may have said why: receive reads that, and ends the link.
+			_ = l.conn.SetReadDeadline(time.Now().Add(time.Second))
 			return
 		}
 	}
@@ -337,7 +342,7 @@ func (l *link) receive(r *bufio.Reader) {
 func (l *link) deliver(b []byte) error {
 	a, err := parseAnswer(b)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errProtocol, err)
 	}
 	if a.ID == 0 {
 		return fmt.Errorf("the appliance ended the connection: %w", a.Err())
@@ -357,7 +362,7 @@ func (l *link) deliver(b []byte) error {
 	case a.Status != StatusOK:
 		k.done <- a.Err()
 	case len(k.result.Items) > k.events || !a.More && len(k.result.Items) != k.events:
-		err := fmt.Errorf("%w: the appliance answered for %d of %d events", ErrUnknown, len(k.result.Items), k.events)
+		err := fmt.Errorf("%w: %w: the appliance answered for %d of %d events", ErrUnknown, errProtocol, len(k.result.Items), k.events)
 		k.done <- err
 		return err
 	case !a.More:
@@ -370,7 +375,7 @@ func (l *link) deliver(b []byte) error {
 func (k *call) complete() error {
 	for i, it := range k.result.Items {
 		if k.want == WantAck && it.Leaf == nil || k.want == WantReceipt && len(it.Entry) == 0 {
-			return fmt.Errorf("%w: the appliance's answer for event %d is incomplete", ErrUnknown, i)
+			return fmt.Errorf("%w: %w: what was wanted is missing for event %d", ErrUnknown, errProtocol, i)
 		}
 	}
 	return nil

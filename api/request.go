@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 
 	"bulla/record"
@@ -142,6 +143,10 @@ func (s *scanner) events() ([]Event, error) {
 		}
 		return within(fmt.Sprintf("events[%d]", i), err)
 	})
+	var f *record.FieldError
+	if errors.As(err, &f) && f.Field == "" {
+		err = within("events", err)
+	}
 	if err != nil {
 		return nil, err
 	}

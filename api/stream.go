@@ -272,6 +272,6 @@ func Retry(err error) (wait time.Duration, again bool) {
 		}
 		return 0, false
 	}
-	var hello *record.FieldError // the two sides do not speak the same protocol
-	return 0, !errors.Is(err, errClosed) && !errors.As(err, &hello)
+	var hello *record.FieldError // its version, for one
+	return 0, !errors.Is(err, errClosed) && !errors.Is(err, errProtocol) && !errors.As(err, &hello)
 }

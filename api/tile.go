@@ -15,7 +15,7 @@ func ParseTilePath(path string) (tlog.Tile, error) {
 		p = "data/" + rest
 	}
 	t, err := tlog.ParseTilePath("tile/8/" + p)
-	if err != nil || TilePath(t) != path {
+	if err != nil || t.L > 63 || TilePath(t) != path {
 		return tlog.Tile{}, fmt.Errorf("%q is not the path of a tile", clip(path))
 	}
 	return t, nil

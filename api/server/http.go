@@ -82,7 +82,7 @@ type route struct {
 // routes of http.sock; docs/openapi.yaml describes each.
 var routes = []route{
 	{"POST", "/v1/events", true, nil, (*call).appendEvents},
-	{"GET", "/v1/entries", true, []string{"from", "limit"}, (*call).entries},
+	{"GET", "/v1/entries", true, []string{"from", "limit", "kind"}, (*call).entries},
 	{"GET", "/v1/entries/{index}", true, nil, (*call).entry},
 	{"GET", "/v1/entries/{index}/proof", true, nil, (*call).proof},
 	{"GET", "/v1/seals", true, []string{"from", "limit"}, (*call).seals},

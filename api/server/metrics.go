@@ -1,7 +1,6 @@
 package server
 
 import (
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -10,6 +9,17 @@ import (
 
 	"bulla/record"
 )
+
+// Gauge is a number of the machine's for /metrics, or a counter. Those of one name have the same labels and help.
+type Gauge struct {
+	Name, Help string
+	Counter    bool // it only grows; its name ends in _total
+	Labels     []Label
+	Value      float64
+}
+
+// Label is a label of a number, and its value.
+type Label struct{ Name, Value string }
 
 // metrics are the server's own numbers, and where those of logs and machine are read when somebody asks.
 type metrics struct {
@@ -106,7 +116,15 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	if c.s.cfg.Gauges == nil {
 		return
 	}
-	for name, v := range c.s.cfg.Gauges() {
-		send(prometheus.NewDesc(name, "Of the machine: "+strings.ReplaceAll(strings.TrimPrefix(name, "bulla_"), "_", " ")+".", nil, nil), prometheus.GaugeValue, v)
+	for _, g := range c.s.cfg.Gauges() {
+		kind := prometheus.GaugeValue
+		if g.Counter {
+			kind = prometheus.CounterValue
+		}
+		var names, values []string
+		for _, l := range g.Labels {
+			names, values = append(names, l.Name), append(values, l.Value)
+		}
+		send(prometheus.NewDesc(g.Name, g.Help, names, nil), kind, g.Value, values...)
 	}
 }

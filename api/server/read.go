@@ -3,6 +3,8 @@ package server
 import (
 	"fmt"
 	"net/http"
+	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -17,6 +19,7 @@ import (
 const (
 	pageLimit   = 1000
 	pageDefault = 100
+	pageBytes   = 16 << 20 // a page of one kind ends after as much
 )
 
 // page reads the parameters of a page.
@@ -48,6 +51,9 @@ func (c *call) entries() error {
 	if err != nil {
 		return err
 	}
+	if c.r.URL.Query().Has("kind") {
+		return c.entriesOf(record.Kind(c.r.URL.Query().Get("kind")), from, limit)
+	}
 	return c.send("application/json", func() ([]byte, error) {
 		size := c.log.Ledger.Size()
 		var entries [][]byte
@@ -56,12 +62,44 @@ func (c *call) entries() error {
 				return nil, err
 			}
 		}
-		return appendPage(entries, from, size), nil
+		next := from + uint64(len(entries))
+		return appendPage(entries, next, size, len(entries) > 0 && next < size), nil
 	})
 }
 
-// appendPage makes the JSON of an api.Page, in which each entry is its exact bytes.
-func appendPage(entries [][]byte, from, size uint64) []byte {
+// listed are the kinds that a log finds without reading what lies between.
+var listed = []record.Kind{record.KindGenesis, record.KindClock, record.KindSeal, record.KindProposal, record.KindApproval, record.KindEnactment,
+	record.KindAccess, record.KindSystem, record.KindToken, record.KindBlob}
+
+// entriesOf pages through the entries of one kind.
+func (c *call) entriesOf(kind record.Kind, from uint64, limit int) error {
+	if !slices.Contains(listed, kind) {
+		return &ledger.Refusal{Code: record.CodeInvalid, Field: "kind", Message: fmt.Sprintf("must be one of %v; events are paged through without it", listed)}
+	}
+	return c.send("application/json", func() ([]byte, error) {
+		size := c.log.Ledger.Size()
+		indices, err := c.log.Ledger.Kind(kind, from, limit+1)
+		if err != nil {
+			return nil, err
+		}
+		indices = indices[:sort.Search(len(indices), func(i int) bool { return indices[i] >= size })]
+		var entries [][]byte
+		for total := 0; len(entries) < min(limit, len(indices)) && total < pageBytes; {
+			b, err := c.log.Ledger.Entry(indices[len(entries)])
+			if err != nil {
+				return nil, err
+			}
+			entries, total = append(entries, b), total+len(b)
+		}
+		if len(entries) < len(indices) {
+			return appendPage(entries, indices[len(entries)], size, true), nil
+		}
+		return appendPage(entries, 0, size, false), nil
+	})
+}
+
+// appendPage makes the JSON of an api.Page, in which each entry is its exact bytes. The next page, if there are more, is from next.
+func appendPage(entries [][]byte, next, size uint64, more bool) []byte {
 	n := 64
 	for _, e := range entries {
 		n += len(e) + 1
@@ -74,7 +112,7 @@ func appendPage(entries [][]byte, from, size uint64) []byte {
 		b = append(b, e...)
 	}
 	b = append(b, ']')
-	if next := from + uint64(len(entries)); len(entries) > 0 && next < size {
+	if more {
 		b = strconv.AppendUint(append(b, `,"next":`...), next, 10)
 	}
 	b = strconv.AppendUint(append(b, `,"size":`...), size, 10)

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"bulla/api"
 	"bulla/clock"
 	"bulla/ledger"
 )
@@ -40,10 +41,10 @@ type Config struct {
 	Log       *slog.Logger
 	// Now is the clock that entries are stamped with, so that a log whose policy it does not meet is shown to refuse events. Nil: not shown.
 	Now func() clock.Stamp
-	// Status returns what is known of the machine beyond its logs, to be shown as JSON beside them: clock, tpm, hsm.
-	Status func() map[string]any
-	// Gauges returns further numbers for /metrics, by name.
-	Gauges func() map[string]float64
+	// Status returns what is known of the machine beyond its logs, to be shown beside them.
+	Status func() *api.Machine
+	// Gauges returns further numbers for /metrics.
+	Gauges func() []Gauge
 	// Seal makes a seal now and returns its number; nil without a TPM. A nonce makes it an answer to a challenge.
 	Seal func(ctx context.Context, reason string, nonce []byte) (number uint64, err error)
 	// Ready is called once when both sockets accept connections.
