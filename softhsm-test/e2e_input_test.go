@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	maxFrame     = 4 << 20   // bytes, as the hello says
-	maxResident  = 300 << 20 // bytes that the daemon may ever hold
+	maxFrame     = 4 << 20         // bytes, as the hello says
+	maxResident  = 300 << 20       // bytes that the daemon may ever hold
 	maxDelay     = 8 * time.Second // less than a stalled frame is waited for
 	idleConns    = 2000
 	stalledConns = 100 // of frames that together are more than the daemon may hold
