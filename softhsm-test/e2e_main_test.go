@@ -39,22 +39,36 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// programs are the commands under test, built once and only when a test needs them.
+// programs are the commands under test, each built once and only when a test needs it.
 var programs built
 
 type built struct {
-	once sync.Once
+	mu   sync.Mutex
 	dir  string
-	err  error
+	errs map[string]error
 }
 
-func (b *built) build() {
-	if b.dir, b.err = os.MkdirTemp("", "bin"); b.err != nil {
-		return
+// path builds a command, if that was not done yet, and returns where it is.
+func (b *built) path(name string) (string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.dir == "" {
+		dir, err := os.MkdirTemp("", "bin")
+		if err != nil {
+			return "", err
+		}
+		b.dir, b.errs = dir, map[string]error{}
 	}
-	if out, err := exec.Command("go", "build", "-o", b.dir, "bulla/cmd/bullad", "bulla/cmd/bulla").CombinedOutput(); err != nil {
-		b.err = fmt.Errorf("building the commands: %w: %s", err, out)
+	path := filepath.Join(b.dir, name)
+	err, done := b.errs[name]
+	if !done {
+		out, failed := exec.Command("go", "build", "-o", path, "bulla/cmd/"+name).CombinedOutput()
+		if failed != nil {
+			err = fmt.Errorf("building %s: %w: %s", name, failed, out)
+		}
+		b.errs[name] = err
 	}
+	return path, err
 }
 
 func (b *built) remove() error {
@@ -66,11 +80,11 @@ func (b *built) remove() error {
 
 func program(t *testing.T, name string) string {
 	t.Helper()
-	programs.once.Do(programs.build)
-	if programs.err != nil {
-		t.Fatal(programs.err)
+	path, err := programs.path(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return filepath.Join(programs.dir, name)
+	return path
 }
 
 // shortDir is a new directory whose path is short enough for the sockets in it.
