@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -48,10 +49,22 @@ func (t *tool) printStatus(s *api.Status) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", l.Name, l.Origin, l.Size, state)
 	}
-	if len(s.Machine) > 0 {
-		fmt.Fprintln(w)
-		printTree(w, "", s.Machine)
+	if s.Machine == nil {
+		return w.Flush()
 	}
+	b, err := json.Marshal(s.Machine)
+	if err != nil {
+		return err
+	}
+	var machine map[string]any
+	if err := json.Unmarshal(b, &machine); err != nil {
+		return err
+	}
+	if c := s.Machine.Clock; c != nil {
+		machine["clock"] = clockLine(c) // bulla clock has the rest
+	}
+	fmt.Fprintln(w)
+	printTree(w, "", machine)
 	return w.Flush()
 }
 
@@ -157,13 +170,17 @@ func (t *tool) listCommand() *cobra.Command {
 }
 
 func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind record.Kind) error {
+	filter := ""
+	if kind != "" && kind != record.KindEvent { // the appliance lists what is rare
+		filter = "&kind=" + url.QueryEscape(string(kind))
+	}
 	for printed := uint64(0); limit == 0 || printed < limit; {
 		page := uint64(1000)
-		if kind == "" && limit > 0 {
+		if kind != record.KindEvent && limit > 0 {
 			page = min(page, limit-printed)
 		}
 		var p api.Page
-		if err := a.getJSON(ctx, fmt.Sprintf("%s/v1/entries?from=%d&limit=%d", a.prefix, from, page), &p); err != nil {
+		if err := a.getJSON(ctx, fmt.Sprintf("%s/v1/entries?from=%d&limit=%d%s", a.prefix, from, page, filter), &p); err != nil {
 			return err
 		}
 		for _, b := range p.Entries {

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -173,65 +171,4 @@ func (a *appliance) serverConfig(ready func()) server.Config {
 		c.Seal = a.sealer.Seal
 	}
 	return c
-}
-
-// machineStatus is what /v1/status shows beside the logs.
-func (a *appliance) machineStatus() map[string]any {
-	out := map[string]any{"version": version(), "clock": a.clockStatus()}
-	if a.sealer != nil {
-		s := a.sealer.Status()
-		seal := map[string]any{"number": s.Number, "counter": s.Counter, "pending": s.Pending}
-		if !s.At.IsZero() {
-			seal["age_seconds"] = int(time.Since(s.At).Seconds())
-		}
-		for name, text := range map[string]string{"rollback": s.Rollback, "last_error": s.LastError} {
-			if text != "" {
-				seal[name] = text
-			}
-		}
-		out["seal"] = seal
-	}
-	tokens := map[string]any{}
-	for id, t := range a.devices.tokens {
-		_, name, _ := bytes.Cut([]byte(id), []byte("\n"))
-		tokens[string(name)] = t.Health()
-	}
-	out["hsm"] = tokens
-	return out
-}
-
-func (a *appliance) clockStatus() map[string]any {
-	s := a.monitor.Status()
-	out := map[string]any{"state": s.Stamp.State.String(), "rounds": s.Rounds, "failed": s.Failed}
-	if s.Stamp.HasEstimate {
-		out["offset_ns"], out["bound_ns"], out["round"] = s.Stamp.Offset, s.Stamp.Bound, s.Stamp.Round
-	}
-	if s.Unrecorded != "" {
-		out["unrecorded"] = s.Unrecorded
-	}
-	var sources []map[string]any
-	for _, x := range s.Sources {
-		sources = append(sources, map[string]any{"name": x.Name, "address": x.Address, "verdict": x.Verdict, "reason": x.Reason, "offset_ns": x.Offset, "rtt_ns": x.RTT})
-	}
-	out["sources"] = sources
-	return out
-}
-
-// gauges are the machine's numbers for /metrics.
-func (a *appliance) gauges() map[string]float64 {
-	s := a.monitor.Status()
-	out := map[string]float64{"bulla_clock_state": float64(s.Stamp.State), "bulla_clock_rounds": float64(s.Rounds), "bulla_clock_rounds_failed": float64(s.Failed)}
-	if s.Stamp.HasEstimate {
-		out["bulla_clock_offset_seconds"] = float64(s.Stamp.Offset) / 1e9
-		out["bulla_clock_bound_seconds"] = float64(s.Stamp.Bound) / 1e9
-	}
-	if a.sealer != nil {
-		st := a.sealer.Status()
-		out["bulla_seal_number"] = float64(st.Number)
-		out["bulla_seal_counter"] = float64(st.Counter)
-		if !st.At.IsZero() {
-			out["bulla_seal_age_seconds"] = time.Since(st.At).Seconds()
-		}
-	}
-	return out
 }
