@@ -143,29 +143,34 @@ func (t *tool) append(ctx context.Context, f appendFlags, path string) error {
 		return s.send(ctx, []pending{{event: event}})
 	}
 	queue := make(chan pending, 10*batchEvents)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
 	read := make(chan error, 1)
 	go func() {
 		defer close(queue)
-		read <- f.read(ctx, t, path, func(p pending) error {
+		read <- f.read(reading, t, path, func(p pending) error {
 			select {
 			case queue <- p:
 				return nil
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-reading.Done():
+				return reading.Err()
 			}
 		})
 	}()
-	err = s.drain(ctx, queue)
+	// An interrupt ends the reading. What was read is still sent, and answered.
+	err = s.drain(context.WithoutCancel(ctx), queue)
 	s.progress.clear()
 	if err != nil {
 		return err
 	}
-	if err := <-read; err != nil && !(f.follow && errors.Is(err, context.Canceled)) {
+	switch err := <-read; {
+	case ctx.Err() != nil && f.follow:
+		return nil
+	case ctx.Err() != nil:
+		return coded(exitUnavailable, fmt.Errorf("interrupted%s", s.appended()))
+	default:
 		return err
 	}
-	return nil
 }
 
 // read gives each event of the input to f.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"bulla/api"
 	"bulla/record"
@@ -185,4 +187,37 @@ func TestHistogram(t *testing.T) {
 			t.Errorf("quantile %v is %v ms, want about %v", q, got, want)
 		}
 	}
+}
+
+// Who interrupts a followed file gets an answer for everything that was read.
+func TestInterruptedFollowing(t *testing.T) {
+	t.Parallel()
+	s, path := script(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.serve(`{"id":ID,"status":"ok","checkpoint":"x","items":[{"index":7,"leaf":"` + leaf + `"}]}`)
+	}()
+	file := filepath.Join(t.TempDir(), "app.log")
+	if err := os.WriteFile(file, []byte("one\ntw"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	out := written{first: cancel}
+	tool := &tool{in: strings.NewReader(""), out: &out, err: io.Discard, socket: path}
+	if err := tool.append(ctx, appendFlags{kind: "a.b", lines: true, follow: true, retry: time.Second}, file); err != nil || out.String() != "7 "+leaf+"\n" {
+		t.Errorf("%v, %s", err, &out)
+	}
+	<-done
+}
+
+// written calls first when something is written.
+type written struct {
+	bytes.Buffer
+	first func()
+}
+
+func (w *written) Write(b []byte) (int, error) {
+	w.first()
+	return w.Buffer.Write(b)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -114,10 +113,9 @@ func eachLineFrom(ctx context.Context, r io.Reader, f func(line) error) error {
 	chunks := make(chan []byte)
 	failed := make(chan error, 1)
 	go func() {
-		in := bufio.NewReaderSize(r, 64<<10)
 		for {
 			buf := make([]byte, 64<<10)
-			n, err := in.Read(buf)
+			n, err := r.Read(buf)
 			select {
 			case chunks <- buf[:n]:
 			case <-ctx.Done():
