@@ -64,10 +64,20 @@ type Event struct {
 	Key  record.EventKey
 }
 
-// Caller is who calls: what the kernel proved (uid, gid, groups) and what was observed.
+// Caller is who calls: what the kernel proved (uid, gid, groups) and what was observed. It does not change once it was used.
 type Caller struct {
 	record.Producer
 	Groups []uint32
+
+	once    sync.Once
+	encoded []byte // the producer as entries have it
+	err     error
+}
+
+// canonical is the producer as entries have it, encoded once a connection.
+func (c *Caller) canonical() ([]byte, error) {
+	c.once.Do(func() { c.encoded, c.err = c.Producer.Append(nil) })
+	return c.encoded, c.err
 }
 
 // Refusal is the answer to a request of which nothing was taken.

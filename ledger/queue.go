@@ -51,7 +51,7 @@ func newAppend(c *Caller, events []Event) (*request, error) {
 	if len(events) == 0 || len(events) > MaxRequest {
 		return nil, &Refusal{Code: record.CodeInvalid, Field: "events", Message: fmt.Sprintf("must be 1 to %d, not %d", MaxRequest, len(events))}
 	}
-	producer, err := c.Producer.Append(nil)
+	producer, err := c.canonical()
 	if err != nil {
 		return nil, fmt.Errorf("encoding the producer: %w", err)
 	}
