@@ -13,7 +13,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 # Reproducible: no paths, no build ids, no time.
 STATIC   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 
-.PHONY: build deps test demo run bench fuzz crash release lint clean
+.PHONY: build deps test uml demo run bench fuzz crash release lint clean
 
 deps: ## install what tests and demo need (quiet, only what is missing)
 	@missing=; for p in $(PACKAGES); do \
@@ -32,6 +32,16 @@ test: deps build ## all tests, one foreign target, the race detector where gorou
 	GOOS=darwin GOARCH=arm64 $(STATIC) -o /dev/null ./cmd/bulla
 	$(GO) test ./...
 	$(GO) test -race ./ledger ./hsm ./clock/... ./api/server
+	BULLA_CHRONYD=$(CHRONYD) $(GO) test $(if $(SUDO),-exec "sudo --preserve-env=BULLA_CHRONYD") -tags chrony -run Chronyd ./clock/ntp
+
+UML := $(CACHE)/uml/usr/bin/linux.uml
+$(UML):
+	@mkdir -p $(CACHE); work=$$(mktemp -d); trap 'rm -rf $$work' EXIT; cd $$work; \
+	get() { apt-get -qq -o APT::Sandbox::User=$$(id -un) download user-mode-linux; }; get || { $(SUDO) apt-get -qq update; get; }; \
+	dpkg -x user-mode-linux_*.deb root; rm -rf $(CACHE)/uml; mv root $(CACHE)/uml
+
+uml: $(UML) ## the clock under real steps, slews and a leap second, in a User-Mode Linux guest (unpacked, never installed)
+	CGO_ENABLED=0 BULLA_UML=$(UML) $(GO) test -count=1 -tags uml -run UML -v ./clock/ntp
 
 demo: deps build ## a complete appliance, end to end, on this machine's own log
 	@BIN=$(BIN) ./docs/demo.sh

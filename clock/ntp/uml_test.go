@@ -47,6 +47,14 @@ func TestUML(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
+	image, err := os.ReadFile(kernel) // where it lies, the guest's user may not get to
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel = filepath.Join(dir, "linux.uml")
+	if err := os.WriteFile(kernel, image, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	initrd := filepath.Join(dir, "initrd.gz")
 	if err := writeInitrd(initrd); err != nil {
 		t.Fatal(err)
