@@ -48,3 +48,24 @@ func TestFormatsExamples(t *testing.T) {
 		t.Errorf("judged %+v", j)
 	}
 }
+
+// Every rule is in docs/formats.md, with its claim and meaning, and no other.
+func TestFormatsRules(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../docs/formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(b), "| rule | claim | its violation means |\n|---|---|---|\n")
+	if !found {
+		t.Fatal("no table of rules")
+	}
+	table, _, _ := strings.Cut(section, "\n\n")
+	var want []string
+	for _, r := range Rules() {
+		want = append(want, "| `"+r.Name+"` | "+r.Claim+" | "+r.Meaning+" |")
+	}
+	if table != strings.Join(want, "\n") {
+		t.Errorf("the table of rules is not current; it should be\n%s", strings.Join(want, "\n"))
+	}
+}
