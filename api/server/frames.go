@@ -83,7 +83,7 @@ func (s *server) serveConn(ctx context.Context, c *conn) (err error) {
 	defer f.requests.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = c.CloseRead() })
 	defer stop()
-	kill := context.AfterFunc(s.drain, func() { _ = c.UnixConn.Close() })
+	kill := context.AfterFunc(s.cut, func() { _ = c.UnixConn.Close() })
 	defer kill()
 
 	r := bufio.NewReaderSize(c, readSize)
@@ -160,25 +160,29 @@ func (f *frameConn) read(r *bufio.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, cut(err)
 	}
-	uid, claimed, have := f.caller.UID, 0, 0
+	claimed := 0
+	defer func() { f.s.frames.put(f.caller.UID, claimed) }()
 	b := make([]byte, min(n, freeSize))
-	for {
+	for have := 0; ; {
 		if _, err := io.ReadFull(r, b[have:]); err != nil {
-			f.s.frames.put(uid, claimed)
 			return nil, fmt.Errorf("a frame of %d bytes: %w", n, cut(err))
 		}
 		have = len(b)
 		want := min(n, 2*have)
-		if !f.s.frames.take(uid, want-claimed, n <= freeSize) {
-			f.s.frames.put(uid, claimed)
+		if !f.s.frames.take(f.caller.UID, want-claimed, n <= freeSize) {
 			return nil, f.pass(r, b[:min(have, freeSize)], n-have)
 		}
 		claimed = want
 		if have == n {
-			return b, f.c.SetReadDeadline(time.Time{})
+			break
 		}
 		b = append(b, make([]byte, want-have)...)
 	}
+	if err := f.c.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	claimed = 0 // they are the caller's
+	return b, nil
 }
 
 // pass passes over what is left of a frame that there is no room for, and refuses it.

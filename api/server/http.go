@@ -41,7 +41,7 @@ func (s *server) serveHTTP(ctx context.Context, l *limited) error {
 		IdleTimeout:       s.limits.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return s.drain },
+		BaseContext:       func(net.Listener) context.Context { return s.cut },
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return s.welcome(ctx, c.(*conn)) },
 	}
 	done := make(chan error, 1)
@@ -51,7 +51,7 @@ func (s *server) serveHTTP(ctx context.Context, l *limited) error {
 		return errors.Join(fmt.Errorf("serving http.sock: %w", err), l.Close())
 	case <-ctx.Done():
 	}
-	if err := h.Shutdown(s.drain); err != nil {
+	if err := h.Shutdown(s.cut); err != nil {
 		return h.Close() // it took too long
 	}
 	return nil
@@ -306,14 +306,18 @@ func (c *call) body(limit int64) (b []byte, free func(), err error) {
 	if err := rc.SetReadDeadline(time.Now().Add(c.s.limits.body)); err != nil {
 		return nil, nil, err
 	}
-	uid, claimed := c.caller.UID, 0
-	free = func() { c.s.http.put(uid, claimed) }
+	claimed := 0
+	free = func() { c.s.http.put(c.caller.UID, claimed) }
+	defer func() {
+		if err != nil {
+			free()
+		}
+	}()
 	r := http.MaxBytesReader(c.w, c.r.Body, limit)
 	for {
 		if len(b) == cap(b) {
 			more := max(4<<10, len(b))
-			if !c.s.http.take(uid, more, claimed+more <= freeSize) {
-				free()
+			if !c.s.http.take(c.caller.UID, more, claimed+more <= freeSize) {
 				return nil, nil, busy(c.s.limits.backoff, "too much is waiting already")
 			}
 			claimed += more
@@ -325,7 +329,6 @@ func (c *call) body(limit int64) (b []byte, free func(), err error) {
 			return b, free, rc.SetReadDeadline(time.Time{})
 		}
 		if err != nil {
-			free()
 			return nil, nil, unfinished(err)
 		}
 	}

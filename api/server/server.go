@@ -70,14 +70,15 @@ type limits struct {
 	body    time.Duration // for the body of an HTTP request
 	write   time.Duration // for a peer to take an answer
 	idle    time.Duration // between HTTP requests, and between lines of events
-	drain   time.Duration // for what is under way when the server ends
+	drain   time.Duration // for what is under way when the server ends; then its outcome is unknown
+	grace   time.Duration // for peers to take those answers
 	backoff time.Duration // that busy peers are asked to wait
 }
 
 var defaultLimits = limits{
 	conns: 4096, uidConns: 3072, memory: 192 << 20, uidMemory: 96 << 20, reserve: 16 << 20,
 	hello: 10 * time.Second, frame: 10 * time.Second, body: 30 * time.Second, write: 30 * time.Second, idle: 2 * time.Minute,
-	drain: 5 * time.Second, backoff: 100 * time.Millisecond,
+	drain: 5 * time.Second, grace: time.Second, backoff: 100 * time.Millisecond,
 }
 
 // server is the state that both sockets share.
@@ -89,7 +90,8 @@ type server struct {
 	reading chan struct{}
 	seals   bucket
 	metrics *metrics
-	drain   context.Context // ends when what is under way must not be waited for any longer
+	drain   context.Context // ends when what is under way is not waited for any longer
+	cut     context.Context // ends when connections that are still open are cut
 }
 
 // Serve serves both sockets until ctx ends. What is under way then is finished, within bounds.
@@ -126,13 +128,20 @@ func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop fun
 		seals: bucket{burst: sealBurst, every: sealEvery},
 	}
 	s.metrics = newMetrics(s)
-	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s.drain = drain
-	detach := context.AfterFunc(ctx, func() {
-		t := time.AfterFunc(lim.drain, cancel)
-		context.AfterFunc(drain, func() { t.Stop() })
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.drain = after(base, ctx, lim.drain)
+	s.cut = after(base, s.drain, lim.grace)
+	return s, stop
+}
+
+// after returns a context that ends so long after another one, or with its base.
+func after(base, other context.Context, d time.Duration) context.Context {
+	ctx, cancel := context.WithCancel(base)
+	context.AfterFunc(other, func() {
+		t := time.AfterFunc(d, cancel)
+		context.AfterFunc(ctx, func() { t.Stop() })
 	})
-	return s, func() { detach(); cancel() }
+	return ctx
 }
 
 // lock keeps other processes from serving in the same directory for as long as this one lives.
