@@ -109,7 +109,7 @@ func TestPlotOfAnExport(t *testing.T) {
 	if elements["polygon"] == 0 || bytes.Contains(svg, []byte("NaN")) || bytes.Contains(svg, []byte("Inf")) {
 		t.Error("no area for the bound, or a place that is no number")
 	}
-	for _, want := range []string{"UTC minus system time [", "Time [UTC], ", "bound: UTC lies within", "synced (round)"} {
+	for _, want := range []string{"UTC \u2212 system time [", "Bound [", "Time [UTC], ", "bound: UTC lies within", "synced (round)"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the picture does not say %q", want)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,9 +14,11 @@ import (
 
 // The picture's measures, in pixels.
 const (
-	plotWidth, plotHeight                   = 960.0, 460.0
-	plotLeft, plotRight, plotTop, plotFloor = 84.0, 936.0, 92.0, 360.0 // of the offset's axes
-	stripTop, stripFloor                    = 374.0, 396.0             // of the strip of states
+	plotWidth, plotHeight = 960.0, 560.0
+	plotLeft, plotRight   = 84.0, 936.0
+	plotTop, plotFloor    = 92.0, 320.0  // of the offset's axes
+	boundTop, boundFloor  = 340.0, 460.0 // of the bound's: beside a step of the system's clock its band is too thin to read
+	stripTop, stripFloor  = 474.0, 496.0 // of the strip of states
 )
 
 // stateFill are the colours of states; print tells them apart by lightness.
@@ -23,16 +26,35 @@ var stateFill = map[clock.State]string{
 	clock.Unknown: "#f0f0f0", clock.Synced: "#b7dfb9", clock.Holdover: "#f2d58a", clock.Unsynced: "#d9735b", clock.Disrupted: "#8f4f8f",
 }
 
-// picture is an SVG being drawn: ns on both axes become pixels.
+// picture is an SVG being drawn.
 type picture struct {
 	bytes.Buffer
-	x0, x1 int64   // UTC, ns
-	y0, y1 float64 // ns
+	x0, x1 int64 // UTC, ns
+	offset scale
+	bound  scale
+}
+
+// scale is a vertical axis: ns become pixels.
+type scale struct {
+	name       string
+	low, high  float64 // ns
+	top, floor float64 // pixels
+}
+
+func (s *scale) y(ns float64) float64 { return s.floor - (ns-s.low)/(s.high-s.low)*(s.floor-s.top) }
+
+// room leaves some at the ends that are not zero.
+func (s *scale) room() {
+	margin := max((s.high-s.low)*0.06, 1)
+	if s.high += margin; s.low < 0 {
+		s.low -= margin
+	}
 }
 
 // drawSVG draws offset and bound over time, with the changes of state.
 func drawSVG(h *history) []byte {
-	p := &picture{x0: h.points[0].at, x1: h.points[len(h.points)-1].at}
+	p := &picture{x0: h.points[0].at, x1: h.points[len(h.points)-1].at,
+		offset: scale{name: "UTC \u2212 system time", top: plotTop, floor: plotFloor}, bound: scale{name: "Bound", top: boundTop, floor: boundFloor}}
 	for _, c := range h.changes {
 		p.x0, p.x1 = min(p.x0, c.at), max(p.x1, c.at)
 	}
@@ -41,14 +63,17 @@ func drawSVG(h *history) []byte {
 	}
 	bands := h.bands(p.x1)
 	for _, b := range bands {
-		p.y0, p.y1 = min(p.y0, b.offset-b.end), max(p.y1, b.offset+b.end)
+		p.offset.low, p.offset.high = min(p.offset.low, b.offset-b.end), max(p.offset.high, b.offset+b.end)
+		p.bound.high = max(p.bound.high, b.begin, b.end)
 	}
-	margin := max((p.y1-p.y0)*0.06, 1)
-	p.y0, p.y1 = p.y0-margin, p.y1+margin
+	p.offset.room()
+	p.bound.room()
 	p.f(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="12" fill="#222">`, plotWidth, plotHeight, plotWidth, plotHeight)
 	p.f(`<rect width="100%%" height="100%%" fill="#fff"/>`)
 	p.text(plotLeft, 26, "start", 16, "Clock of "+printable(h.origin, 80))
-	p.axes()
+	p.times()
+	p.axis(&p.offset)
+	p.axis(&p.bound)
 	p.bands(bands)
 	p.points(h)
 	p.changes(h)
@@ -87,10 +112,6 @@ func (p *picture) x(at int64) float64 {
 	return plotLeft + float64(at-p.x0)/float64(p.x1-p.x0)*(plotRight-plotLeft)
 }
 
-func (p *picture) y(ns float64) float64 {
-	return plotFloor - (ns-p.y0)/(p.y1-p.y0)*(plotFloor-plotTop)
-}
-
 func (p *picture) text(x, y float64, anchor string, size int, s string) {
 	fmt.Fprintf(p, `<text x="%.1f" y="%.1f" text-anchor="%s" font-size="%d">`, x, y, anchor, size)
 	xml.EscapeText(p, []byte(s)) // a buffer takes everything
@@ -101,33 +122,37 @@ func (p *picture) line(x0, y0, x1, y1 float64, style string) {
 	p.f(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" %s/>`, x0, y0, x1, y1, style)
 }
 
-// axes draws both, with their units.
-func (p *picture) axes() {
+// axis draws a vertical axis, with its unit.
+func (p *picture) axis(s *scale) {
 	unit, name := 1e9, "s"
 	for _, u := range []struct {
 		ns   float64
 		name string
 	}{{1e6, "ms"}, {1e3, "us"}, {1, "ns"}} {
-		if max(-p.y0, p.y1) < unit*0.8 {
+		if max(-s.low, s.high) < unit*0.8 {
 			unit, name = u.ns, u.name
 		}
 	}
-	step := niceStep((p.y1 - p.y0) / 6)
-	for k := math.Ceil(p.y0 / step); k*step <= p.y1; k++ {
-		style := `stroke="#ddd"`
+	step := niceStep((s.high - s.low) / ((s.floor - s.top) / 32))
+	for k := math.Ceil(s.low / step); k*step <= s.high; k++ {
+		style, number := `stroke="#ddd"`, strings.Replace(fmt.Sprintf("%.6g", k*step/unit), "-", "\u2212", 1)
 		if k == 0 {
-			style = `stroke="#888"`
+			style, number = `stroke="#888"`, "0"
 		}
-		p.line(plotLeft, p.y(k*step), plotRight, p.y(k*step), style)
-		p.text(plotLeft-8, p.y(k*step)+4, "end", 12, strings.Replace(fmt.Sprintf("%.6g", k*step/unit), "-", "\u2212", 1))
+		p.line(plotLeft, s.y(k*step), plotRight, s.y(k*step), style)
+		p.text(plotLeft-8, s.y(k*step)+4, "end", 12, number)
 	}
-	p.f(`<text transform="translate(22 %.1f) rotate(-90)" text-anchor="middle">UTC minus system time [%s]</text>`, (plotTop+plotFloor)/2, name)
+	p.f(`<text transform="translate(22 %.1f) rotate(-90)" text-anchor="middle">%s [%s]</text>`, (s.top+s.floor)/2, s.name, name)
+	p.f(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#444"/>`, plotLeft, s.top, plotRight-plotLeft, s.floor-s.top)
+}
+
+// times draws the axis of time.
+func (p *picture) times() {
 	tick, layout := timeStep(p.x1 - p.x0)
 	for at := (p.x0 + tick - 1) / tick * tick; at <= p.x1; at += tick {
 		p.line(p.x(at), plotTop, p.x(at), stripFloor+5, `stroke="#ddd"`)
 		p.text(p.x(at), stripFloor+20, "middle", 12, time.Unix(0, at).UTC().Format(layout))
 	}
-	p.f(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#444"/>`, plotLeft, plotTop, plotRight-plotLeft, plotFloor-plotTop)
 	from, to := time.Unix(0, p.x0).UTC(), time.Unix(0, p.x1).UTC()
 	p.text((plotLeft+plotRight)/2, plotHeight-18, "middle", 12, "Time [UTC], "+from.Format("2006-01-02 15:04:05")+" to "+to.Format("2006-01-02 15:04:05"))
 }
@@ -164,29 +189,31 @@ func timeStep(length int64) (int64, string) {
 	return (length/(8*day) + 1) * day, "2006-01-02"
 }
 
-// bands draws what may have been UTC: estimates that follow on each other without a gap share one area.
+// bands draws what may have been UTC, and below it the bound alone: estimates that follow on each other without a gap share one area.
 func (p *picture) bands(bands []band) {
 	for i := 0; i < len(bands); {
 		j := i + 1
 		for j < len(bands) && bands[j-1].to == bands[j].from {
 			j++
 		}
-		var upper, lower []string
+		var upper, lower, bound []string
 		for _, b := range bands[i:j] {
 			for _, e := range []struct {
 				at    int64
 				bound float64
 			}{{b.from, b.begin}, {b.to, b.end}} {
-				upper = append(upper, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.y(b.offset+e.bound)))
-				lower = append(lower, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.y(b.offset-e.bound)))
+				upper = append(upper, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.offset.y(b.offset+e.bound)))
+				lower = append(lower, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.offset.y(b.offset-e.bound)))
+				bound = append(bound, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.bound.y(e.bound)))
 			}
 		}
-		for k, l := 0, len(lower)-1; k < l; k, l = k+1, l-1 {
-			lower[k], lower[l] = lower[l], lower[k]
+		slices.Reverse(lower)
+		floor := fmt.Sprintf("%.1f,%.1f %.1f,%.1f", p.x(bands[j-1].to), p.bound.y(0), p.x(bands[i].from), p.bound.y(0))
+		for _, area := range []string{strings.Join(append(upper, lower...), " "), strings.Join(append(bound, floor), " ")} {
+			p.f(`<polygon points="%s" fill="#4a7db5" fill-opacity="0.25" stroke="#4a7db5" stroke-width="0.6"/>`, area)
 		}
-		p.f(`<polygon points="%s %s" fill="#4a7db5" fill-opacity="0.25" stroke="#4a7db5" stroke-width="0.6"/>`, strings.Join(upper, " "), strings.Join(lower, " "))
 		for _, b := range bands[i:j] {
-			p.line(p.x(b.from), p.y(b.offset), p.x(b.to), p.y(b.offset), `stroke="#1b3f66" stroke-width="1.2"`)
+			p.line(p.x(b.from), p.offset.y(b.offset), p.x(b.to), p.offset.y(b.offset), `stroke="#1b3f66" stroke-width="1.2"`)
 		}
 		i = j
 	}
@@ -204,7 +231,7 @@ func (p *picture) points(h *history) {
 			continue
 		}
 		last = p.x(x.at)
-		p.f(`<circle cx="%.1f" cy="%.1f" r="%.1f" fill="#1b3f66"/>`, last, p.y(float64(x.offset)), radius)
+		p.f(`<circle cx="%.1f" cy="%.1f" r="%.1f" fill="#1b3f66"/>`, last, p.offset.y(float64(x.offset)), radius)
 	}
 }
 
