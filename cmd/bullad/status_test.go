@@ -2,6 +2,8 @@ package main
 
 import (
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -86,6 +88,15 @@ bulla_clock_state{state="unsynced"} 0
 `) {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	doc, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range regexp.MustCompile(`bulla_clock_[a-z_]+`).FindAllString(string(doc), -1) {
+		if !strings.Contains(text, "# TYPE "+name+" ") {
+			t.Errorf("docs/operations.md names %s, which is no metric", name)
 		}
 	}
 	names := func(g []server.Gauge) (out []string) {
