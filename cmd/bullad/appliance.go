@@ -41,7 +41,8 @@ type openLog struct {
 	*ledger.Ledger
 }
 
-// lateClock is the clock that ledgers stamp with: the machine's alone until the monitor runs, which needs the logs to record in.
+// lateClock is the clock that ledgers stamp with. The monitor, which needs the logs to record in, follows them; nothing is stamped
+// before it is there, and a stamp made without it would claim nothing: its state is unknown.
 type lateClock struct{ monitor atomic.Pointer[ntp.Monitor] }
 
 func (c *lateClock) Now() clock.Stamp {
