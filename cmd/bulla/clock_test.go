@@ -2,12 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,15 +24,14 @@ import (
 	"bulla/verify"
 )
 
-// storyExport writes an export of the clock's story: nothing of it is signed, and drawing it needs no more.
-func storyExport(t *testing.T) string {
+// storyEntries is the clock's story as a log's entries.
+func storyEntries(t *testing.T) (head record.Checkpoint, entries [][]byte) {
 	t.Helper()
 	story, err := os.ReadFile("../../clock/testdata/story.jsonl")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var entries []byte
-	head := record.Checkpoint{Origin: "test.example/<story>"}
+	head.Origin = "test.example/<story>"
 	var prev record.Hash
 	for line := range bytes.Lines(story) {
 		var evidence clock.Evidence
@@ -45,8 +50,19 @@ func storyExport(t *testing.T) string {
 			t.Fatal(err)
 		}
 		prev = record.LeafHash(b)
-		entries = append(binary.BigEndian.AppendUint16(entries, uint16(len(b))), b...)
+		entries = append(entries, b)
 		head.Size++
+	}
+	return head, entries
+}
+
+// storyExport writes an export of the clock's story: nothing of it is signed, and drawing it needs no more.
+func storyExport(t *testing.T) string {
+	t.Helper()
+	head, story := storyEntries(t)
+	var entries []byte
+	for _, b := range story {
+		entries = append(binary.BigEndian.AppendUint16(entries, uint16(len(b))), b...)
 	}
 	dir := t.TempDir()
 	for name, data := range map[string][]byte{"checkpoint": []byte(head.Text() + "\n"), "tile/entries/000.p/29": entries} {
@@ -195,4 +211,65 @@ func trimLines(s string) string {
 		out = append(out, strings.Join(strings.Fields(line), " "))
 	}
 	return strings.Join(out, "\n") + "\n"
+}
+
+// An appliance is asked for the clock's records alone, a page after the other, and for no more than the time that is drawn.
+func TestHistoryIsServedInPages(t *testing.T) {
+	t.Parallel()
+	_, entries := storyEntries(t)
+	pages := 0
+	circle := false
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/entries/{index}", func(w http.ResponseWriter, r *http.Request) {
+		i, err := strconv.Atoi(r.PathValue("index"))
+		if err != nil || i >= len(entries) {
+			http.NotFound(w, r)
+			return
+		}
+		w.Write(entries[i])
+	})
+	mux.HandleFunc("GET /v1/entries", func(w http.ResponseWriter, r *http.Request) {
+		from, err := strconv.Atoi(r.FormValue("from"))
+		if err != nil || r.FormValue("kind") != "clock" {
+			http.Error(w, "{}", http.StatusBadRequest)
+			return
+		}
+		pages++
+		to := min(from+5, len(entries))
+		p := api.Page{Size: uint64(len(entries))}
+		for _, e := range entries[from:to] {
+			p.Entries = append(p.Entries, e)
+		}
+		if next := uint64(to); to < len(entries) {
+			p.Next = &next
+		}
+		if zero := uint64(0); circle {
+			p.Next = &zero
+		}
+		out := json.NewEncoder(w)
+		out.SetEscapeHTML(false) // entries are sent as they are
+		if err := out.Encode(p); err != nil {
+			t.Error(err)
+		}
+	})
+	s := httptest.NewServer(mux)
+	defer s.Close()
+	a := &appliance{log: api.LogStatus{Origin: "o", Size: uint64(len(entries))}, client: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", s.Listener.Addr().String())
+		},
+	}}}
+	defer a.client.CloseIdleConnections()
+	all, err := servedHistory(t.Context(), a, 1000*time.Hour)
+	if err != nil || pages != (len(entries)+4)/5 {
+		t.Fatalf("%d pages: %v", pages, err)
+	}
+	some, err := servedHistory(t.Context(), a, 6*time.Hour)
+	if err != nil || len(some.points) == 0 || len(some.points) >= len(all.points) {
+		t.Errorf("%d rounds of %d in the last 6 h: %v", len(some.points), len(all.points), err)
+	}
+	circle = true
+	if _, err := servedHistory(t.Context(), a, 1000*time.Hour); err == nil || exitCode(err) != exitUnavailable {
+		t.Errorf("pages in a circle: %v", err)
+	}
 }
