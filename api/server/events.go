@@ -117,6 +117,7 @@ func (c *call) appendLines() error {
 	}
 	defer c.s.http.put(c.caller.UID, lineBuffer)
 	c.w.Header().Set("Content-Type", "application/x-ndjson")
+	c.w.Header().Set("Connection", "close") // net/http cannot go on with a connection of which a body in full duplex was left unread
 	l := &lines{call: c, rc: http.NewResponseController(c.w), r: bufio.NewReaderSize(c.r.Body, lineBuffer)}
 	if err := l.rc.EnableFullDuplex(); err != nil {
 		return err
@@ -208,14 +209,20 @@ func (l *lines) lineWaits() bool {
 
 // line reads the next line, which may be empty, into memory of its own; io.EOF is the end.
 func (l *lines) line() ([]byte, error) {
+	if l.r.Buffered() == 0 { // between lines it may take longer than within one
+		if err := l.rc.SetReadDeadline(time.Now().Add(l.s.limits.idle)); err != nil {
+			return nil, err
+		}
+		if _, err := l.r.Peek(1); errors.Is(err, io.EOF) {
+			return nil, io.EOF
+		} else if err != nil {
+			return nil, unfinished(err)
+		}
+	}
 	var line []byte
-	wait := l.s.limits.idle
 	for {
 		if !l.lineWaits() {
-			if l.r.Buffered() > 0 || len(line) > 0 {
-				wait = l.s.limits.frame
-			}
-			if err := l.rc.SetReadDeadline(time.Now().Add(wait)); err != nil {
+			if err := l.rc.SetReadDeadline(time.Now().Add(l.s.limits.frame)); err != nil {
 				return nil, err
 			}
 		}

@@ -220,7 +220,7 @@ func TestBadFrames(t *testing.T) {
 	if a, _ := w.answer(); a.Status != api.StatusOK || len(a.Items) != 1 {
 		t.Errorf("the largest event: %.200v", a)
 	}
-	r.requireIdle(`bulla_request_bytes{socket="sign"}`, "0")
+	r.requireMetric(`bulla_request_bytes{socket="sign"}`, "0")
 }
 
 // A request is all or nothing, its events have consecutive indices, and repeats keep theirs.
@@ -336,7 +336,7 @@ func TestLargeAnswers(t *testing.T) {
 	} else {
 		r.requireReceipt(res.Receipt(api.MaxEvents-1), fmt.Sprintf(`{"id":"%d","type":"a"}`, api.MaxEvents-1))
 	}
-	r.requireIdle(`bulla_request_bytes{socket="sign"}`, "0")
+	r.requireMetric(`bulla_request_bytes{socket="sign"}`, "0")
 }
 
 // Requests on one connection do not wait for each other, and closing does not cancel.
@@ -412,8 +412,8 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 			if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 				t.Error(err)
 			}
-			r.requireIdle(`bulla_connections{socket="sign"}`, "1")
-			r.requireIdle(`bulla_request_bytes{socket="sign"}`, "0")
+			r.requireMetric(`bulla_connections{socket="sign"}`, "1")
+			r.requireMetric(`bulla_request_bytes{socket="sign"}`, "0")
 			return
 		default:
 		}
@@ -434,7 +434,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		w.send(b[:len(b)-1])
 		stalled = append(stalled, w)
 	}
-	r.requireIdle(`bulla_request_bytes{socket="sign"}`, fmt.Sprint(2*len(large)))
+	r.requireMetric(`bulla_request_bytes{socket="sign"}`, fmt.Sprint(2*len(large)))
 	w := r.connect().greet()
 	w.send(frame(large))
 	w.requireRefusal("the third", 5, record.CodeBusy, "", "waiting")
@@ -455,7 +455,7 @@ func TestMemoryIsBounded(t *testing.T) {
 			t.Errorf("stalled: %+v", a)
 		}
 	}
-	r.requireIdle(`bulla_request_bytes{socket="sign"}`, "0")
+	r.requireMetric(`bulla_request_bytes{socket="sign"}`, "0")
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
@@ -479,7 +479,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if err := open[0].Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.requireIdle(`bulla_connections{socket="sign"}`, "2")
+	r.requireMetric(`bulla_connections{socket="sign"}`, "2")
 	r.connect().greet()
 }
 

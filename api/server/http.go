@@ -40,7 +40,7 @@ func (s *server) serveHTTP(ctx context.Context, l *limited) error {
 		ReadHeaderTimeout: s.limits.hello,
 		IdleTimeout:       s.limits.idle,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return s.cut },
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return s.welcome(ctx, c.(*conn)) },
 	}
@@ -307,10 +307,10 @@ func (c *call) body(limit int64) (b []byte, free func(), err error) {
 		return nil, nil, err
 	}
 	claimed := 0
-	free = func() { c.s.http.put(c.caller.UID, claimed) }
+	release := func() { c.s.http.put(c.caller.UID, claimed) }
 	defer func() {
 		if err != nil {
-			free()
+			release()
 		}
 	}()
 	r := http.MaxBytesReader(c.w, c.r.Body, limit)
@@ -326,7 +326,7 @@ func (c *call) body(limit int64) (b []byte, free func(), err error) {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		if errors.Is(err, io.EOF) {
-			return b, free, rc.SetReadDeadline(time.Time{})
+			return b, release, rc.SetReadDeadline(time.Time{})
 		}
 		if err != nil {
 			return nil, nil, unfinished(err)

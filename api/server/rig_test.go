@@ -77,7 +77,7 @@ func newRig(t testing.TB, roles []ceremony.Role, names ...string) *rig {
 			t.Error(err)
 		}
 	})
-	r.cfg = Config{Directory: dir, Log: slog.New(slog.DiscardHandler), Now: r.now}
+	r.cfg = Config{Directory: dir, Log: slog.New(complaints{t}), Now: r.now}
 	if len(names) == 0 {
 		names = []string{"log"}
 	}
@@ -85,6 +85,18 @@ func newRig(t testing.TB, roles []ceremony.Role, names ...string) *rig {
 		r.addLog(name, roles)
 	}
 	return r
+}
+
+// complaints makes what the server warns of the test's failure.
+type complaints struct{ t testing.TB }
+
+func (complaints) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (c complaints) WithAttrs([]slog.Attr) slog.Handler         { return c }
+func (c complaints) WithGroup(string) slog.Handler              { return c }
+
+func (c complaints) Handle(_ context.Context, r slog.Record) error {
+	c.t.Errorf("the server says: %s", r.Message)
+	return nil
 }
 
 func (r *rig) now() clock.Stamp {
@@ -268,7 +280,7 @@ func (r *rig) do(c *http.Client, method, path, body string, headers ...string) r
 	}
 	res, err := c.Do(req)
 	if err != nil {
-		r.t.Fatalf("%s %s: %v", method, path, err)
+		r.t.Fatalf("%s %s %.100s: %v", method, path, body, err)
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
@@ -293,18 +305,18 @@ func (p reply) failure(t testing.TB) api.FailureDetail {
 	return f.Error
 }
 
-// requireIdle waits until nothing of a socket's budget is used but the given number of connections.
-func (r *rig) requireIdle(metric string, want string) {
+// requireMetric waits until a number has a value, given as a pattern.
+func (r *rig) requireMetric(name, value string) {
 	r.t.Helper()
 	b := r.browser()
+	want := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + " " + value + "$")
 	var got []byte
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		got = r.do(b, "GET", "/metrics", "").body
-		if bytes.Contains(got, []byte("\n"+metric+" "+want+"\n")) {
+		if got = r.do(b, "GET", "/metrics", "").body; want.Match(got) {
 			return
 		}
 	}
-	r.t.Errorf("%s never became %s:\n%s", metric, want, strings.Join(regexp.MustCompile(`(?m)^bulla_.*$`).FindAllString(string(got), -1), "\n"))
+	r.t.Errorf("%s never became %s:\n%s", name, value, strings.Join(regexp.MustCompile(`(?m)^bulla_.*$`).FindAllString(string(got), -1), "\n"))
 }
 
 // requireWaiting waits until so many events wait in the first log's queue.

@@ -40,7 +40,7 @@ func (c *call) challenge() error {
 	err = record.UnmarshalCanonical(b, &in)
 	var field *record.FieldError
 	switch {
-	case errors.As(err, &field) && field.Field == "nonce", err == nil && (len(in.Nonce) < minNonce || len(in.Nonce) > maxNonce):
+	case errors.As(err, &field) && (field.Field == "nonce" || field.Field == ""), err == nil && (len(in.Nonce) < minNonce || len(in.Nonce) > maxNonce):
 		return &ledger.Refusal{Code: record.CodeInvalid, Field: "nonce", Message: fmt.Sprintf("must be %d to %d bytes in standard base64, padded, in one line", minNonce, maxNonce)}
 	case err != nil:
 		return err
