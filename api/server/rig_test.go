@@ -287,7 +287,9 @@ func (r *rig) do(c *http.Client, method, path, body string, headers ...string) r
 	if err != nil {
 		r.t.Fatalf("%s %s: %v", method, path, err)
 	}
-	return reply{res.StatusCode, res.Header, b}
+	p := reply{res.StatusCode, res.Header, b}
+	r.checkReply(method, path, p)
+	return p
 }
 
 const (
