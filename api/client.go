@@ -201,10 +201,12 @@ func (l *link) greet(ctx context.Context, r *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.conn.Write(b); err != nil {
-		return l.because(ctx, err)
+	// A server that refuses says so and closes without reading: what it said is there though the write may fail.
+	_, writeErr := l.conn.Write(b)
+	if l.hello, err = ReadHello(r); err == nil {
+		err = writeErr
 	}
-	if l.hello, err = ReadHello(r); err != nil {
+	if err != nil {
 		return l.because(ctx, err)
 	}
 	if !stop() {
