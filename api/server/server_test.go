@@ -6,9 +6,14 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"bulla/api"
+	"bulla/record"
 )
 
 func TestSocketsAreMine(t *testing.T) {
@@ -134,5 +139,42 @@ func TestServeEndsWithItsContext(t *testing.T) {
 	r.cfg.Ready = cancel
 	if err := Serve(ctx, r.cfg); err != nil {
 		t.Error(err)
+	}
+}
+
+// The bounds and statuses that docs/formats.md states are those of the code.
+func TestDocumentedBounds(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../../docs/formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaultLimits
+	want.conns, want.uidConns, want.memory, want.uidMemory, want.reserve = 4096, 3072, 192<<20, 96<<20, 16<<20
+	want.hello, want.frame, want.body, want.write, want.idle = 10*time.Second, 10*time.Second, 30*time.Second, 30*time.Second, 120*time.Second
+	if defaultLimits != want || window != 256 || freeSize != 16<<10 || chunkLines != 1000 || api.MinFrame != 1_048_576 || api.MaxFrame != 4_194_304 || api.MaxEvents != 10_000 {
+		t.Error("docs/formats.md states other bounds")
+	}
+	for _, s := range []string{"4,096, of one uid 3,072", "192 MiB, of one uid 96 MiB; the last 16 MiB", "at least 1,048,576", "1 to 4,194,304", "1 to 10,000 events", "at most 1,000, all or none"} {
+		if !strings.Contains(string(b), s) {
+			t.Errorf("docs/formats.md does not say %q", s)
+		}
+	}
+	_, section, _ := strings.Cut(string(b), "\n## HTTP\n")
+	_, section, _ = strings.Cut(section, "**Errors**")
+	section = strings.Join(strings.Fields(section), " ")
+	statuses := regexp.MustCompile(`\b[45]\d\d\b`).FindAllStringIndex(section, -1)
+	for _, code := range []record.Code{record.CodeInvalid, record.CodeTooLarge, record.CodeForbidden, record.CodeConflict, record.CodeStale, record.CodeBusy, record.CodeClock,
+		record.CodeHSM, record.CodeTPM, record.CodeDisk, record.CodeRollback, record.CodeUnsealed, record.CodeInternal, api.CodeUnknown} {
+		at := strings.Index(section, "`"+string(code)+"`")
+		said := ""
+		for _, s := range statuses {
+			if s[0] < at {
+				said = section[s[0]:s[1]]
+			}
+		}
+		if said != strconv.Itoa(statusOf(code)) {
+			t.Errorf("docs/formats.md says %q of %s, the server %d", said, code, statusOf(code))
+		}
 	}
 }
