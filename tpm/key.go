@@ -45,7 +45,7 @@ type KeyInfo struct {
 // srkHandle is where the TCG's Provisioning Guidance has the storage root key.
 const srkHandle tpm2.TPMHandle = 0x81000001
 
-// parseURI reads tpm:handle=0x81XXXXXX.
+// parseURI reads tpm:handle=0x81nnnnnn.
 func parseURI(uri string) (tpm2.TPMHandle, error) {
 	rest, ok := strings.CutPrefix(uri, "tpm:handle=0x")
 	h, err := strconv.ParseUint(rest, 16, 32)
