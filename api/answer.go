@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -138,10 +139,10 @@ func (a *Answer) Err() error {
 func parseAnswer(b []byte) (*Answer, error) {
 	a := new(Answer)
 	p := answerParser{scanner: scanner{b: b}, entries: make([]byte, 0, len(b)/4*3)}
-	err := p.object(func(name string) error {
+	err := p.object(func(name []byte) error {
 		err := p.member(a, name)
 		if err != nil {
-			return within(name, err)
+			return within(string(name), err)
 		}
 		return nil
 	})
@@ -161,9 +162,9 @@ type answerParser struct {
 	hashes  []record.Hash
 }
 
-func (p *answerParser) member(a *Answer, name string) (err error) {
+func (p *answerParser) member(a *Answer, name []byte) (err error) {
 	var n uint64
-	switch name {
+	switch string(name) {
 	case "id":
 		a.ID, err = p.number()
 	case "status":
@@ -205,8 +206,9 @@ func (p *answerParser) long() (string, error) {
 
 func (p *answerParser) item(a *Answer) error {
 	var it Item
-	err := p.object(func(name string) (err error) {
-		switch name {
+	start := p.i
+	err := p.object(func(name []byte) (err error) {
+		switch string(name) {
 		case "index":
 			it.Index, err = p.number()
 		case "entry":
@@ -235,6 +237,10 @@ func (p *answerParser) item(a *Answer) error {
 	}
 	if len(a.Items) == MaxEvents {
 		return p.fail("more than %d items", MaxEvents)
+	}
+	if a.Items == nil { // guess the number by the first one's size
+		a.Items = make([]Item, 0, min(MaxEvents, max(1, len(p.b)/max(p.i-start, 32))))
+		p.hashes = slices.Grow(p.hashes, len(it.Proof)*(cap(a.Items)-1))
 	}
 	a.Items = append(a.Items, it)
 	return nil

@@ -313,7 +313,13 @@ func (l *link) send() {
 				break more
 			}
 		}
-		if _, err := frames.WriteTo(l.conn); err != nil {
+		var err error
+		if len(frames) == 1 {
+			_, err = l.conn.Write(frames[0])
+		} else {
+			_, err = frames.WriteTo(l.conn)
+		}
+		if err != nil {
 			// The other side has closed. It may have said why: receive reads that, and ends the link.
 			_ = l.conn.SetReadDeadline(time.Now().Add(time.Second))
 			return

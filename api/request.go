@@ -29,13 +29,13 @@ func ParseRequest(b []byte) (*Request, error) {
 	var eventsErr error
 	var seen [5]bool
 	s := scanner{b: b}
-	err := s.object(func(name string) error {
-		field, ok := members[name]
+	err := s.object(func(name []byte) error {
+		field, ok := members[string(name)]
 		switch {
 		case !ok:
-			return &record.FieldError{Field: clip(name), Reason: "unknown member: a request has id, op, log, want and events"}
+			return &record.FieldError{Field: clip(string(name)), Reason: "unknown member: a request has id, op, log, want and events"}
 		case seen[field]:
-			return &record.FieldError{Field: name, Reason: "is there twice"}
+			return &record.FieldError{Field: string(name), Reason: "is there twice"}
 		}
 		seen[field] = true
 		var err error
@@ -56,7 +56,7 @@ func ParseRequest(b []byte) (*Request, error) {
 			}
 		}
 		if err != nil {
-			return within(name, err)
+			return within(string(name), err)
 		}
 		return nil
 	})
@@ -91,8 +91,8 @@ var members = map[string]int{"id": memberID, "op": memberOp, "log": memberLog, "
 // RequestID looks for the id of a request of which only a beginning is there. It is found where it comes before the events.
 func RequestID(beginning []byte) (id uint64, ok bool) {
 	s := scanner{b: beginning}
-	_ = s.object(func(name string) error { // it ends in an error where the beginning ends
-		if name != "id" {
+	_ = s.object(func(name []byte) error { // it ends in an error where the beginning ends
+		if string(name) != "id" {
 			return s.skip()
 		}
 		n, err := s.number()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"unicode/utf8"
 
 	"bulla/record"
 )
@@ -56,7 +57,7 @@ func (s *scanner) end() error {
 }
 
 // object calls member for each member of an object, with the value to be read next.
-func (s *scanner) object(member func(name string) error) error {
+func (s *scanner) object(member func(name []byte) error) error {
 	if err := s.expect('{'); err != nil {
 		return err
 	}
@@ -65,7 +66,7 @@ func (s *scanner) object(member func(name string) error) error {
 			s.i++
 			return nil
 		}
-		name, err := s.text()
+		name, err := s.textBytes()
 		if err != nil {
 			return err
 		}
@@ -130,22 +131,29 @@ func (s *scanner) raw() ([]byte, error) {
 
 // text reads a string of at most 4,096 bytes.
 func (s *scanner) text() (string, error) {
+	b, err := s.textBytes()
+	return string(b), err
+}
+
+// textBytes is text, where it stands if it is written as itself.
+func (s *scanner) textBytes() ([]byte, error) {
 	start := s.i
 	raw, err := s.raw()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(raw) > 4096 {
-		return "", s.fail("a string of %d bytes is too long", len(raw))
+		return nil, s.fail("a string of %d bytes is too long", len(raw))
 	}
 	if plain(raw) {
-		return string(raw), nil
+		return raw, nil
 	}
 	b, err := record.Canonicalize(s.b[start:s.i], 1)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return s.decode(b)
+	text, err := s.decode(b)
+	return []byte(text), err
 }
 
 // plain reports whether a string is written as itself and certainly valid.
@@ -160,11 +168,40 @@ func plain(raw []byte) bool {
 
 // decode is the string that a JSON string stands for.
 func (s *scanner) decode(quoted []byte) (string, error) {
+	if b, ok := unescape(quoted[1 : len(quoted)-1]); ok {
+		return string(b), nil
+	}
 	var out string
 	if err := json.Unmarshal(quoted, &out); err != nil {
 		return "", s.fail("not a string")
 	}
 	return out, nil
+}
+
+// unescape does what decode does for valid strings whose only escapes are newlines, as checkpoints are.
+func unescape(raw []byte) ([]byte, bool) {
+	if !utf8.Valid(raw) {
+		return nil, false
+	}
+	out := make([]byte, 0, len(raw))
+	for {
+		i := bytes.IndexByte(raw, '\\')
+		if i < 0 {
+			i = len(raw)
+		}
+		for _, c := range raw[:i] {
+			if c < 0x20 {
+				return nil, false
+			}
+		}
+		if out = append(out, raw[:i]...); i == len(raw) {
+			return out, true
+		}
+		if i+1 == len(raw) || raw[i+1] != 'n' {
+			return nil, false
+		}
+		out, raw = append(out, '\n'), raw[i+2:]
+	}
 }
 
 // base64 reads a string of base64 and appends what it stands for.

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,9 @@ const (
 	readSize = 4 << 10  // what an idle connection has for reading
 	freeSize = 16 << 10 // bytes of a frame that are read before they count
 	partSize = 1 << 20  // an ok is cut into parts of at most this size, where one item does not have more
+
+	pooledSize = 4 << 10         // memory for an answer that is used again
+	workerRest = 5 * time.Second // that a goroutine waits for the next request
 )
 
 // serveFrames accepts connections to sign.sock until ctx ends, and then lets the requests under way finish.
@@ -32,6 +36,8 @@ func (s *server) serveFrames(ctx context.Context, l *limited) error {
 		c, err := l.Accept()
 		if err != nil {
 			conns.Wait()
+			close(s.over)
+			s.workers.Wait()
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -104,13 +110,17 @@ func (s *server) serveConn(ctx context.Context, c *conn) (err error) {
 			if req.ID == 0 {
 				return f.malformed(err)
 			}
-			s.metrics.answered(req.Log, invalid(err).Code)
+			name := "" // never one that a peer made up
+			if l, ok := s.find(req.Log); ok {
+				name = l.Name
+			}
+			s.metrics.answered(name, invalid(err).Code)
 			f.begin()
 			f.refuse(req.ID, invalid(err), f.end)
 			continue
 		}
 		f.begin()
-		go f.serve(req, len(b))
+		s.work(job{f, req, len(b)})
 	}
 }
 
@@ -153,8 +163,11 @@ func (f *frameConn) read(r *bufio.Reader) ([]byte, error) {
 	if _, err := r.Peek(1); err != nil {
 		return nil, err
 	}
-	if err := f.c.SetReadDeadline(time.Now().Add(f.s.limits.frame)); err != nil {
-		return nil, err
+	whole := buffered(r)
+	if !whole {
+		if err := f.c.SetReadDeadline(time.Now().Add(f.s.limits.frame)); err != nil {
+			return nil, err
+		}
 	}
 	n, err := api.ReadLength(r, api.MaxFrame)
 	if err != nil {
@@ -178,11 +191,19 @@ func (f *frameConn) read(r *bufio.Reader) ([]byte, error) {
 		}
 		b = append(b, make([]byte, want-have)...)
 	}
-	if err := f.c.SetReadDeadline(time.Time{}); err != nil {
-		return nil, err
+	if !whole {
+		if err := f.c.SetReadDeadline(time.Time{}); err != nil {
+			return nil, err
+		}
 	}
 	claimed = 0 // they are the caller's
 	return b, nil
+}
+
+// buffered reports whether a whole frame can be read without waiting, as most can.
+func buffered(r *bufio.Reader) bool {
+	b, err := r.Peek(min(r.Buffered(), api.HeaderSize))
+	return err == nil && len(b) == api.HeaderSize && uint64(r.Buffered()) >= api.HeaderSize+uint64(binary.BigEndian.Uint32(b))
 }
 
 // pass passes over what is left of a frame that there is no room for, and refuses it.
@@ -261,13 +282,13 @@ func (f *frameConn) ok(id uint64, want string, res *ledger.Result) error {
 		n := it.Size()
 		if size+n > limit && len(a.Items) > 0 {
 			a.More = true
-			parts = append(parts, a.Frame(make([]byte, 0, size+2*len(res.Checkpoint)+256)))
+			parts = append(parts, a.Frame(f.s.buffer(size+2*len(res.Checkpoint)+256)))
 			a.Items, a.More, size = a.Items[:0], false, 0
 		}
 		a.Items = append(a.Items, it)
 		size += n
 	}
-	parts = append(parts, a.Frame(make([]byte, 0, size+2*len(res.Checkpoint)+256)))
+	parts = append(parts, a.Frame(f.s.buffer(size+2*len(res.Checkpoint)+256)))
 	total := 0
 	for _, p := range parts {
 		total += len(p)
@@ -354,12 +375,14 @@ func (f *frameConn) send(o outgoing) {
 // write writes answers; a peer that does not take them in time is cut off. Only one write runs at a time.
 func (f *frameConn) write(out []outgoing) {
 	if !f.broken {
-		frames := make(net.Buffers, len(out))
-		for i, o := range out {
-			frames[i] = o.frame
-		}
 		err := f.c.SetWriteDeadline(time.Now().Add(f.s.limits.write))
-		if err == nil {
+		if err == nil && len(out) == 1 {
+			_, err = f.c.UnixConn.Write(out[0].frame)
+		} else if err == nil {
+			frames := make(net.Buffers, len(out))
+			for i, o := range out {
+				frames[i] = o.frame
+			}
 			_, err = frames.WriteTo(f.c.UnixConn)
 		}
 		if err != nil {
@@ -368,8 +391,60 @@ func (f *frameConn) write(out []outgoing) {
 		}
 	}
 	for _, o := range out {
+		f.s.recycle(o.frame)
 		if o.sent != nil {
 			o.sent()
+		}
+	}
+}
+
+// buffer returns memory for an answer of about n bytes; recycle takes it back.
+func (s *server) buffer(n int) []byte {
+	if n <= pooledSize {
+		if b, ok := s.buffers.Get().(*[]byte); ok {
+			return (*b)[:0]
+		}
+		n = pooledSize
+	}
+	return make([]byte, 0, n)
+}
+
+func (s *server) recycle(b []byte) {
+	if cap(b) == pooledSize {
+		s.buffers.Put(&b)
+	}
+}
+
+// job is a request to be served.
+type job struct {
+	f       *frameConn
+	req     *api.Request
+	claimed int
+}
+
+// work has a job done by a goroutine that waits for one, or a new one. They are kept for a while: the stack that serving a request
+// needs takes longer to grow than the request itself.
+func (s *server) work(j job) {
+	select {
+	case s.jobs <- j:
+	default:
+		s.workers.Go(func() { s.worker(j) })
+	}
+}
+
+func (s *server) worker(j job) {
+	rest := time.NewTimer(workerRest)
+	defer rest.Stop()
+	for {
+		j.f.serve(j.req, j.claimed)
+		j = job{} // it holds memory
+		rest.Reset(workerRest)
+		select {
+		case j = <-s.jobs:
+		case <-rest.C:
+			return
+		case <-s.over:
+			return
 		}
 	}
 }

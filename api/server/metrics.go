@@ -26,6 +26,13 @@ type metrics struct {
 	registry *prometheus.Registry
 	answers  *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
+	taken    map[string]taken // by log
+}
+
+// taken counts the requests that a log took.
+type taken struct {
+	count   prometheus.Counter
+	seconds prometheus.Observer
 }
 
 func newMetrics(s *server) *metrics {
@@ -37,20 +44,25 @@ func newMetrics(s *server) *metrics {
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "bulla_append_seconds", Help: "From a request that was read to its events being durable and signed.", Buckets: prometheus.ExponentialBuckets(250e-6, 2, 16),
 		}, []string{"log"}),
+		taken: map[string]taken{},
 	}
 	m.registry.MustRegister(m.answers, m.latency, collector{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, l := range s.cfg.Logs {
+		m.taken[l.Name] = taken{m.answers.WithLabelValues(l.Name, "ok"), m.latency.WithLabelValues(l.Name)}
+	}
 	return m
 }
 
 // appended counts a request that a ledger answered.
 func (m *metrics) appended(log string, err error, took time.Duration) {
-	if err == nil {
-		m.answered(log, "ok")
-		m.latency.WithLabelValues(log).Observe(took.Seconds())
+	if err != nil {
+		r, _ := refusal(err)
+		m.answered(log, r.Code)
 		return
 	}
-	r, _ := refusal(err)
-	m.answered(log, r.Code)
+	t := m.taken[log]
+	t.count.Inc()
+	t.seconds.Observe(took.Seconds())
 }
 
 // answered counts a request by its answer.

@@ -90,6 +90,10 @@ type server struct {
 	reading chan struct{}
 	seals   bucket
 	metrics *metrics
+	buffers sync.Pool // of answers
+	jobs    chan job
+	workers sync.WaitGroup
+	over    chan struct{}   // closed when no more jobs come
 	drain   context.Context // ends when what is under way is not waited for any longer
 	cut     context.Context // ends when connections that are still open are cut
 }
@@ -125,6 +129,7 @@ func serve(ctx context.Context, cfg Config, lim limits) error {
 func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop func()) {
 	s = &server{
 		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading),
+		jobs: make(chan job), over: make(chan struct{}),
 		seals: bucket{burst: sealBurst, every: sealEvery},
 	}
 	s.metrics = newMetrics(s)
