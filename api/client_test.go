@@ -324,6 +324,44 @@ func TestDialErrors(t *testing.T) {
 	}
 }
 
+// An appliance that has no room says so at once, without waiting for a hello.
+func TestDialRefused(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "bulla")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var server sync.WaitGroup
+	server.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			a := Answer{Status: StatusRefused, Code: record.CodeBusy, Message: "too many connections", RetryAfterMS: 100}
+			if _, err := c.Write(a.Frame(nil)); err != nil {
+				t.Error(err)
+			}
+			_ = c.Close() // with the client's hello unread, or not yet written
+		}
+	})
+	for range 200 {
+		var r *Refusal
+		if _, err := Dial(t.Context(), filepath.Join(dir, "s")); !errors.As(err, &r) || r.Code != record.CodeBusy || r.RetryAfter != 100*time.Millisecond {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	server.Wait()
+}
+
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	for _, code := range []record.Code{record.CodeBusy, record.CodeClock, record.CodeHSM, record.CodeTPM, record.CodeDisk, record.CodeRollback, record.CodeUnsealed, record.CodeInternal} {

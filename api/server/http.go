@@ -137,7 +137,8 @@ func (s *server) handler() http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.body + s.limits.write)); err != nil {
+		// For the whole of it; what may be long sets its own while it writes.
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.body + sealTime + s.limits.write)); err != nil {
 			s.cfg.Log.Debug("a connection to http.sock ended", "error", err)
 			return
 		}
