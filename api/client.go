@@ -371,6 +371,7 @@ func (l *link) deliver(b []byte) error {
 		k.done <- a.Err()
 	case len(k.result.Items) > k.events || !a.More && len(k.result.Items) != k.events:
 		err := fmt.Errorf("%w: %w: the appliance answered for %d of %d events", ErrUnknown, errProtocol, len(k.result.Items), k.events)
+		l.forget(a.ID) // or end, too, would tell the caller, who may not listen any more
 		k.done <- err
 		return err
 	case !a.More:

@@ -35,6 +35,9 @@ func ParseRequest(b []byte) (*Request, error) {
 		case !ok:
 			return &record.FieldError{Field: clip(string(name)), Reason: "unknown member: a request has id, op, log, want and events"}
 		case seen[field]:
+			if field == memberID {
+				r.ID = 0 // nobody can tell which one is meant, and the other may be another request's
+			}
 			return &record.FieldError{Field: string(name), Reason: "is there twice"}
 		}
 		seen[field] = true

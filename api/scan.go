@@ -224,7 +224,8 @@ func (s *scanner) number() (uint64, error) {
 	}
 	digits := s.b[start:s.i]
 	n, err := strconv.ParseUint(string(digits), 10, 64)
-	if err != nil || n > record.MaxInt || len(digits) > 1 && digits[0] == '0' {
+	ended := s.i == len(s.b) || delimiter[s.b[s.i]] // 12.5 and 1e2 do not begin with a number of ours
+	if err != nil || !ended || n > record.MaxInt || len(digits) > 1 && digits[0] == '0' {
 		return 0, s.fail("an integer from 0 to 2^53-1 expected")
 	}
 	return n, nil

@@ -54,7 +54,7 @@ const (
 	streamWindow  = 10_000
 	streamBytes   = 16 << 20
 	requestEvents = 1000
-	requestBytes  = 1 << 20
+	requestBytes  = MinFrame - 32<<10 // what is around the events fits in, too
 	firstWait     = 50 * time.Millisecond
 	longestWait   = 5 * time.Second
 )
@@ -200,8 +200,8 @@ func (s *Stream) next(ctx context.Context) ([][]byte, error) {
 	for {
 		s.mu.Lock()
 		n, size := 0, 0
-		for n < len(s.queue) && n < requestEvents && (n == 0 || size+len(s.queue[n]) <= requestBytes) {
-			size += len(s.queue[n])
+		for n < len(s.queue) && n < requestEvents && (n == 0 || size+len(s.queue[n]) < requestBytes) {
+			size += len(s.queue[n]) + 1
 			n++
 		}
 		events := slices.Clone(s.queue[:n])

@@ -44,6 +44,11 @@ func (c *call) appendJSON() error {
 		c.s.metrics.answered(c.log.Name, invalid(err).Code)
 		return err
 	}
+	room := answerRoom(events, api.WantReceipt)
+	if !c.s.http.take(c.caller.UID, room, room <= freeSize) {
+		return busy(c.s.limits.backoff, "too many answers wait to be read")
+	}
+	defer c.s.http.put(c.caller.UID, room)
 	res, err := c.take(events)
 	if err != nil {
 		var r *ledger.Refusal
@@ -60,8 +65,6 @@ func (c *call) appendJSON() error {
 	if err != nil {
 		return err
 	}
-	c.s.http.charge(c.caller.UID, len(out))
-	defer c.s.http.put(c.caller.UID, len(out))
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.WriteHeader(http.StatusCreated)
 	return c.write(append(out, end...))
@@ -185,6 +188,11 @@ func (l *lines) chunk() (end bool, err error) {
 }
 
 func (l *lines) append(events []api.Event, numbers []int) error {
+	room := answerRoom(events, api.WantReceipt)
+	if !l.s.http.take(l.caller.UID, room, room <= freeSize) {
+		return busy(l.s.limits.backoff, "too many answers wait to be read")
+	}
+	defer l.s.http.put(l.caller.UID, room)
 	res, err := l.take(events)
 	if err != nil {
 		return l.blame(numbers, err)
@@ -193,8 +201,6 @@ func (l *lines) append(events []api.Event, numbers []int) error {
 	if err != nil {
 		return err
 	}
-	l.s.http.charge(l.caller.UID, len(out))
-	defer l.s.http.put(l.caller.UID, len(out))
 	if err := l.write(append(out, '\n')); err != nil {
 		return err
 	}

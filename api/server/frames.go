@@ -23,6 +23,9 @@ const (
 	freeSize = 16 << 10 // bytes of a frame that are read before they count
 	partSize = 1 << 20  // an ok is cut into parts of at most this size, where one item does not have more
 
+	around     = 600 // bytes of an entry around its event, as most are
+	usualProof = 24  // hashes of an inclusion proof, as few have more
+
 	pooledSize = 4 << 10         // memory for an answer that is used again
 	workerRest = 5 * time.Second // that a goroutine waits for the next request
 )
@@ -110,18 +113,34 @@ func (s *server) serveConn(ctx context.Context, c *conn) (err error) {
 			if req.ID == 0 {
 				return f.malformed(err)
 			}
-			name := "" // never one that a peer made up
-			if l, ok := s.find(req.Log); ok {
-				name = l.Name
-			}
-			s.metrics.answered(name, invalid(err).Code)
+			s.metrics.answered(s.nameOf(req.Log), invalid(err).Code)
 			f.begin()
 			f.refuse(req.ID, invalid(err), f.end)
 			continue
 		}
 		f.begin()
-		s.work(job{f, req, len(b)})
+		room := answerRoom(req.Events, req.Want)
+		if !s.frames.take(caller.UID, room, room <= freeSize) {
+			s.frames.put(caller.UID, len(b))
+			full := busy(s.limits.backoff, "too many answers wait to be read")
+			s.metrics.answered(s.nameOf(req.Log), full.Code)
+			f.refuse(req.ID, full, f.end)
+			continue
+		}
+		s.work(job{f, req, len(b) + room})
 	}
+}
+
+// answerRoom is about what the answer to a request takes. It is claimed before the events are taken, for then it has to be given.
+func answerRoom(events []api.Event, want string) int {
+	n := 0
+	for i := range events {
+		n += 192
+		if want == api.WantReceipt {
+			n += 4*(len(events[i].Body)+around)/3 + 47*usualProof
+		}
+	}
+	return n
 }
 
 // begin and end count a request that is under way: one that was read, and whose answer is not written. begin waits for room.
@@ -249,7 +268,7 @@ func (f *frameConn) serve(req *api.Request, claimed int) {
 		return
 	}
 	res, err := log.Ledger.Append(f.s.drain, f.caller, ledgerEvents(req.Events)) // closing is not cancelling
-	f.s.frames.put(f.caller.UID, claimed)
+	defer f.s.frames.put(f.caller.UID, claimed)                                  // the answer's own bytes count by then
 	f.s.metrics.appended(log.Name, err, time.Since(start))
 	if err == nil {
 		err = f.ok(req.ID, req.Want, res)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -20,6 +21,9 @@ import (
 	"bulla/record"
 	"bulla/store"
 )
+
+// maxTurned bounds the connections beyond a uid's bound that wait to be told so: they take room from others while they send nothing.
+const maxTurned = 16
 
 // maxHeader bounds the headers of a request, in bytes.
 const maxHeader = 16 << 10
@@ -67,6 +71,13 @@ func (s *server) welcome(ctx context.Context, c *conn) context.Context {
 	g := &guest{caller: caller, full: !s.http.connect(caller.UID)}
 	if !g.full {
 		c.closed = func() { s.http.disconnect(caller.UID) }
+		return context.WithValue(ctx, guestKey{}, g)
+	}
+	select {
+	case s.turned <- struct{}{}:
+		c.closed = func() { <-s.turned }
+	default:
+		_ = c.UnixConn.Close() // it sees the end instead; net/http closes what counts it
 	}
 	return context.WithValue(ctx, guestKey{}, g)
 }
@@ -173,7 +184,11 @@ func (c *call) prepare(rt route) error {
 		return busy(c.s.limits.backoff, "too many connections")
 	}
 	c.caller = g.caller
-	for name, values := range c.r.URL.Query() {
+	query, err := url.ParseQuery(c.r.URL.RawQuery)
+	if err != nil { // URL.Query leaves out what it cannot read
+		return &ledger.Refusal{Code: record.CodeInvalid, Message: "the query cannot be read: " + err.Error()}
+	}
+	for name, values := range query {
 		if !slices.Contains(rt.query, name) {
 			return &ledger.Refusal{Code: record.CodeInvalid, Field: name, Message: "unknown parameter"}
 		}

@@ -88,6 +88,7 @@ type server struct {
 	frames  *budget // of sign.sock
 	http    *budget // of http.sock
 	reading chan struct{}
+	turned  chan struct{} // holds a token for each connection to http.sock that is only to be told that it is one too many
 	seals   bucket
 	metrics *metrics
 	buffers sync.Pool // of answers
@@ -129,7 +130,7 @@ func serve(ctx context.Context, cfg Config, lim limits) error {
 func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop func()) {
 	s = &server{
 		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading),
-		jobs: make(chan job), over: make(chan struct{}),
+		turned: make(chan struct{}, maxTurned), jobs: make(chan job), over: make(chan struct{}),
 		seals: bucket{burst: sealBurst, every: sealEvery},
 	}
 	s.metrics = newMetrics(s)
@@ -245,6 +246,14 @@ func (s *server) find(origin string) (*Log, bool) {
 		}
 	}
 	return nil, false
+}
+
+// nameOf is the name of the log of an origin, for metrics; what is no log's has none, or peers could make up names without end.
+func (s *server) nameOf(origin string) string {
+	if l, ok := s.find(origin); ok {
+		return l.Name
+	}
+	return ""
 }
 
 func (s *server) origins() []string {
