@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"time"
@@ -17,7 +16,6 @@ type device struct {
 	fd       int
 	path     string
 	deadline time.Time
-	owed     bool // the answer to the last command was not read
 }
 
 func openDevice(path string) (*device, error) {
@@ -34,18 +32,13 @@ func (d *device) SetDeadline(t time.Time) error {
 	return nil
 }
 
-// Write hands a command to the kernel. An answer that came too late for the command before is waited for, and dropped.
+// Write hands a command to the kernel.
 func (d *device) Write(b []byte) (int, error) {
-	if d.owed {
-		if _, err := d.Read(make([]byte, maxMessage)); err != nil {
-			return 0, fmt.Errorf("the answer to the command before: %w", err)
-		}
-	}
 	n, err := retry(func() (int, error) { return unix.Write(d.fd, b) })
 	if err != nil {
 		return 0, &os.PathError{Op: "write", Path: d.path, Err: err}
 	}
-	if d.owed = n > 0; n < len(b) {
+	if n < len(b) {
 		return n, io.ErrShortWrite
 	}
 	return n, nil
@@ -63,7 +56,6 @@ func (d *device) Read(b []byte) (int, error) {
 	if n == 0 {
 		return 0, io.EOF
 	}
-	d.owed = false
 	return n, nil
 }
 

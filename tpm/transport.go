@@ -33,7 +33,8 @@ type conn struct {
 	managed       bool   // a resource manager is in between: what this process leaks, nobody else's command suffers from
 	timeout       time.Duration
 
-	s stream // nil: to be opened
+	s    stream // nil: to be opened
+	owed bool   // a device: the answer to the last command has not been read
 }
 
 // stream is an open way to a TPM. A read or write that passes the deadline fails with os.ErrDeadlineExceeded.
@@ -122,9 +123,15 @@ func (c *conn) send(in []byte, deadline time.Time) error {
 	if err := c.s.SetDeadline(deadline); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, c.broken(err))
 	}
+	if c.owed { // an answer that came too late for the command before is waited for, and dropped
+		if _, err := c.receive(); err != nil {
+			return fmt.Errorf("%w: the answer to the command before: %w", ErrUnavailable, c.broken(err))
+		}
+	}
 	n, err := c.s.Write(in)
 	switch {
 	case err == nil:
+		_, c.owed = c.s.(*device)
 		return nil
 	case n == 0:
 		return fmt.Errorf("%w: %w", ErrUnavailable, c.broken(err))
@@ -132,10 +139,13 @@ func (c *conn) send(in []byte, deadline time.Time) error {
 	return fmt.Errorf("%w: sending it: %w", attest.ErrUnknown, c.broken(err))
 }
 
-// receive reads one response. A device gives it in one piece; a socket may not.
+// receive reads one response. /dev/tpm* gives it in one piece; others may not.
 func (c *conn) receive() ([]byte, error) {
 	buf := make([]byte, maxMessage)
 	n, err := io.ReadAtLeast(c.s, buf, headerSize)
+	if n > 0 {
+		c.owed = false // what is left of it after an error is nothing that could be waited for
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +188,7 @@ func (c *conn) open(deadline time.Time) error {
 // broken closes what failed, so that the next command opens it anew. A device that is late keeps its connection: the kernel would
 // wait for the answer in close, and hands it out when it comes.
 func (c *conn) broken(err error) error {
-	if _, device := c.s.(*device); device && errors.Is(err, os.ErrDeadlineExceeded) {
+	if c.owed && errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	return errors.Join(err, c.close())
@@ -189,7 +199,7 @@ func (c *conn) close() error {
 		return nil
 	}
 	err := c.s.Close()
-	c.s = nil
+	c.s, c.owed = nil, false
 	return err
 }
 

@@ -434,7 +434,7 @@ func TestDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	path, r := asDevice(t, d)
-	x, err := tpm.Open(t.Context(), tpm.Config{Address: path, Timeout: 300 * time.Millisecond})
+	x, err := tpm.Open(t.Context(), tpm.Config{Address: path, Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
