@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"bulla/record"
 )
@@ -86,7 +87,9 @@ func AppendReceipt(dst []byte, checkpoint []byte, it *Item) []byte {
 
 // AppendString appends a JSON string with no more escapes than RFC 8785 has. What is not UTF-8 is replaced.
 func AppendString(dst []byte, s string) []byte {
-	s = strings.ToValidUTF8(s, "\uFFFD")
+	if !utf8.ValidString(s) {
+		s = strings.ToValidUTF8(s, "\uFFFD")
+	}
 	dst = append(dst, '"')
 	from := 0
 	for i := 0; i < len(s); i++ {
@@ -138,7 +141,7 @@ func (a *Answer) Err() error {
 // parseAnswer reads an answer; unknown members are ignored. The answer shares no memory with b.
 func parseAnswer(b []byte) (*Answer, error) {
 	a := new(Answer)
-	p := answerParser{scanner: scanner{b: b}, entries: make([]byte, 0, len(b)/4*3)}
+	p := answerParser{scanner: scanner{b: b}}
 	err := p.object(func(name []byte) error {
 		err := p.member(a, name)
 		if err != nil {
@@ -212,6 +215,9 @@ func (p *answerParser) item(a *Answer) error {
 		case "index":
 			it.Index, err = p.number()
 		case "entry":
+			if p.entries == nil {
+				p.entries = make([]byte, 0, len(p.b)/4*3)
+			}
 			from := len(p.entries)
 			p.entries, err = p.base64(p.entries)
 			it.Entry = p.entries[from:len(p.entries):len(p.entries)]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -156,19 +157,30 @@ func (c *Client) current() (*link, error) {
 type link struct {
 	conn  net.Conn
 	hello Hello
-	out   chan []byte   // frames to be written
+	out   chan []byte   // frames for send to write
 	lost  chan struct{} // closed when the connection has ended; err says why
+
+	writing sync.Mutex // held by who writes to conn
 
 	mu      sync.Mutex
 	next    uint64
 	waiting map[uint64]*call
+	flight  int // room that the frames under way take in the kernel, about
 	err     error
 }
 
+// Bounds within which a socket takes a frame without waiting for its reader.
+const (
+	roomEach = 1 << 10
+	roomAll  = 64 << 10
+)
+
 // call is a request that waits for its answer.
 type call struct {
+	id     uint64
 	want   string
 	events int
+	size   int // of its frame, once that is known
 	result Result
 	done   chan error // buffered
 }
@@ -225,21 +237,22 @@ func (l *link) because(ctx context.Context, err error) error {
 // request sends a request and waits for its answer.
 func (l *link) request(ctx context.Context, log, want string, events [][]byte) (*Result, error) {
 	k := &call{want: want, events: len(events), done: make(chan error, 1)}
-	id, err := l.register(k)
+	if err := l.register(k); err != nil {
+		return nil, err
+	}
+	defer l.forget(k)
+	frame, err := requestFrame(k.id, log, want, events, l.hello.MaxFrame)
 	if err != nil {
 		return nil, err
 	}
-	defer l.forget(id)
-	frame, err := requestFrame(id, log, want, events, l.hello.MaxFrame)
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case l.out <- frame:
-	case err := <-k.done: // the connection ended
-		return nil, err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting to send: %w", ctx.Err()) // nothing was sent
+	if !l.writeNow(k, frame) {
+		select {
+		case l.out <- frame:
+		case err := <-k.done: // the connection ended
+			return nil, err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting to send: %w", ctx.Err()) // nothing was sent
+		}
 	}
 	select {
 	case err := <-k.done:
@@ -252,22 +265,46 @@ func (l *link) request(ctx context.Context, log, want string, events [][]byte) (
 	}
 }
 
-func (l *link) register(k *call) (id uint64, err error) {
+func (l *link) register(k *call) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return 0, l.err
+		return l.err
 	}
 	l.next++
-	l.waiting[l.next] = k
-	return l.next, nil
+	k.id = l.next
+	l.waiting[k.id] = k
+	return nil
 }
 
-func (l *link) forget(id uint64) {
+func (l *link) forget(k *call) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.waiting, id)
+	delete(l.waiting, k.id)
+	l.flight -= k.size
+	k.size = 0
 }
+
+// writeNow writes a frame in the caller's goroutine if nobody else writes and so little is under way that it will not block, which
+// no context could end.
+func (l *link) writeNow(k *call, frame []byte) bool {
+	l.mu.Lock()
+	k.size = len(frame) + roomEach
+	l.flight += k.size
+	small := l.flight <= roomAll
+	l.mu.Unlock()
+	if !small || !l.writing.TryLock() {
+		return false
+	}
+	defer l.writing.Unlock()
+	if _, err := l.conn.Write(frame); err != nil {
+		l.unwritable()
+	}
+	return true
+}
+
+// unwritable is called when the other side has closed. It may have said why: receive reads that, and ends the link.
+func (l *link) unwritable() { _ = l.conn.SetReadDeadline(time.Now().Add(time.Second)) }
 
 // requestFrame makes a request of events as they are given.
 func requestFrame(id uint64, log, want string, events [][]byte, limit int) ([]byte, error) {
@@ -279,8 +316,8 @@ func requestFrame(id uint64, log, want string, events [][]byte, limit int) ([]by
 		return nil, &Refusal{Code: record.CodeTooLarge, Field: "events", Message: fmt.Sprintf("%d bytes do not fit into a frame of %d: send fewer events at once", size, limit)}
 	}
 	b := BeginFrame(make([]byte, 0, HeaderSize+size))
-	b = fmt.Appendf(b, `{"id":%d,"op":"append","want":`, id)
-	b = AppendString(b, want)
+	b = strconv.AppendUint(append(b, `{"id":`...), id, 10)
+	b = AppendString(append(b, `,"op":"append","want":`...), want)
 	if log != "" {
 		b = AppendString(append(b, `,"log":`...), log)
 	}
@@ -313,18 +350,22 @@ func (l *link) send() {
 				break more
 			}
 		}
-		var err error
-		if len(frames) == 1 {
-			_, err = l.conn.Write(frames[0])
-		} else {
-			_, err = frames.WriteTo(l.conn)
-		}
-		if err != nil {
-			// The other side has closed. It may have said why: receive reads that, and ends the link.
-			_ = l.conn.SetReadDeadline(time.Now().Add(time.Second))
+		if err := l.write(frames); err != nil {
+			l.unwritable()
 			return
 		}
 	}
+}
+
+func (l *link) write(frames net.Buffers) (err error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if len(frames) == 1 {
+		_, err = l.conn.Write(frames[0])
+	} else {
+		_, err = frames.WriteTo(l.conn)
+	}
+	return err
 }
 
 // receive hands answers to their callers until the connection ends.
@@ -371,7 +412,7 @@ func (l *link) deliver(b []byte) error {
 		k.done <- a.Err()
 	case len(k.result.Items) > k.events || !a.More && len(k.result.Items) != k.events:
 		err := fmt.Errorf("%w: %w: the appliance answered for %d of %d events", ErrUnknown, errProtocol, len(k.result.Items), k.events)
-		l.forget(a.ID) // or end, too, would tell the caller, who may not listen any more
+		l.forget(k) // or end, too, would tell the caller, who may not listen any more
 		k.done <- err
 		return err
 	case !a.More:

@@ -27,7 +27,7 @@ func TestStreamRequestsFitEveryServer(t *testing.T) {
 // An answer for too many events ends the connection although its caller does not listen any more, and there might be more to come.
 func TestTooManyItemsForNobody(t *testing.T) {
 	t.Parallel()
-	k := &call{want: WantAck, events: 1, done: make(chan error, 1)}
+	k := &call{id: 1, want: WantAck, events: 1, done: make(chan error, 1)}
 	l := &link{waiting: map[uint64]*call{1: k}}
 	a := Answer{ID: 1, Status: StatusOK, More: true, Items: []Item{{Index: 1}, {Index: 2}}}
 	if err := l.deliver(a.Append(nil)); !errors.Is(err, errProtocol) {

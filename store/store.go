@@ -93,8 +93,39 @@ type Stream struct {
 // Log is one open log file. Reads may run concurrently with each other and with Commit.
 type Log struct {
 	db      *bbolt.DB
+	file    *os.File // bbolt's
 	path    string
 	touched atomic.Int64 // bytes read or written through the mapping since it was last given back
+	filled  int64        // up to where the file has blocks; used by the writer only
+}
+
+// What is written where the file has no blocks yet is synced more slowly: the file system must first record them. So zeros go ahead
+// of small commits.
+const (
+	fillStep  = 1 << 20
+	fillSmall = 64 << 10 // a larger commit is not worth it
+)
+
+// fill sees to it that a commit of about n bytes is written where the file has blocks. It runs in the transaction, before that writes:
+// nothing that is used lies beyond its size.
+func (l *Log) fill(tx *bbolt.Tx, n int) error {
+	used := tx.Size()
+	if n > fillSmall || used+4*fillSmall < l.filled {
+		return nil
+	}
+	info, err := l.file.Stat()
+	if err != nil {
+		return err
+	}
+	from := max(used, l.filled)
+	to := min(from+fillStep, info.Size())
+	if from < to {
+		if _, err := l.file.WriteAt(make([]byte, to-from), from); err != nil {
+			return err
+		}
+		l.filled = to
+	}
+	return nil
 }
 
 // giveBack is after how many bytes the mapping of the file is given back to the kernel. The pages stay cached; but what is mapped
@@ -162,8 +193,10 @@ func OpenAtRest(path string) (*Log, error) {
 }
 
 func open(path string, o *bbolt.Options) (l *Log, err error) {
-	o.OpenFile = func(name string, flag int, mode fs.FileMode) (*os.File, error) {
-		return os.OpenFile(name, flag&^os.O_CREATE, mode) // a second, empty log under a known name would be a fork
+	var file *os.File
+	o.OpenFile = func(name string, flag int, mode fs.FileMode) (_ *os.File, err error) {
+		file, err = os.OpenFile(name, flag&^os.O_CREATE, mode) // a second, empty log under a known name would be a fork
+		return file, err
 	}
 	// bbolt would fill an empty file with a fresh database, and maps what is shorter than its own header.
 	if info, err := os.Stat(path); err != nil {
@@ -179,7 +212,7 @@ func open(path string, o *bbolt.Options) (l *Log, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening log %s: %w", path, err)
 	}
-	l = &Log{db: db, path: path}
+	l = &Log{db: db, file: file, path: path}
 	err = l.view(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketLog, bucketBatches, bucketMarks, bucketStreams} {
 			if tx.Bucket(name) == nil {
@@ -211,11 +244,18 @@ func (l *Log) Commit(b *Batch) (err error) {
 	if err != nil {
 		return err
 	}
-	err = l.db.Update(func(tx *bbolt.Tx) error { return put(tx, b) })
-	if err == nil {
-		for _, e := range b.Entries {
-			l.touch(len(e))
+	n := 0
+	for _, e := range b.Entries {
+		n += len(e)
+	}
+	err = l.db.Update(func(tx *bbolt.Tx) error {
+		if err := l.fill(tx, n); err != nil {
+			return err
 		}
+		return put(tx, b)
+	})
+	if err == nil {
+		l.touch(n)
 		return nil
 	}
 	// bbolt writes data pages, syncs, writes the meta page, syncs. Only a failed write of data pages surely left the old state:
