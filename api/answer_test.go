@@ -188,21 +188,3 @@ func TestSockets(t *testing.T) {
 		}
 	}
 }
-
-func TestTilePaths(t *testing.T) {
-	t.Parallel()
-	for _, path := range []string{"0/000", "0/x001/234.p/5", "entries/000", "entries/x001/x234/067.p/255", "63/000.p/1"} {
-		tile, err := ParseTilePath(path)
-		if err != nil || TilePath(tile) != path {
-			t.Errorf("%s: %v, %v", path, tile, err)
-		}
-		if (tile.L < 0) != strings.HasPrefix(path, "entries/") || tile.H != 8 {
-			t.Errorf("%s: %+v", path, tile)
-		}
-	}
-	for _, path := range []string{"", "0", "0/0", "0/1234", "0/x000/001", "0/000.p/0", "0/000.p/256", "0/000.p/05", "00/000", "data/000", "0/../000", "-1/000", "64/000", "entries/", "0/000/"} {
-		if tile, err := ParseTilePath(path); err == nil {
-			t.Errorf("%s: %+v", path, tile)
-		}
-	}
-}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"bulla/record"
 	"bulla/verify"
 )
 
@@ -13,7 +14,7 @@ func BenchmarkRun(b *testing.B) {
 	f, p := large(b)
 	bytes := int64(0)
 	for name, data := range f {
-		if t, ok := verify.ParseTilePath(name); ok && t.L < 0 {
+		if t, ok := record.ParseTilePath(name); ok && t.L < 0 {
 			bytes += int64(len(data))
 		}
 	}

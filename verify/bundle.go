@@ -72,7 +72,7 @@ func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
 
 func (b *bundle) readTile(ctx context.Context, src Source, t tlog.Tile) error {
 	t.L = 0
-	name := TilePath(t)
+	name := record.TilePath(t)
 	data, ok, err := read(ctx, src, name, tileWidth*tlog.HashSize)
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func hashes(data []byte) []record.Hash {
 // readEntries reads the bundle, into buf if that is large enough, splits it, and puts each entry into its slot. Until parse has copied
 // what is kept, the slots refer to the buffer that is returned.
 func (b *bundle) readEntries(ctx context.Context, src Source, t tlog.Tile, buf []byte) ([]byte, error) {
-	name := TilePath(t)
+	name := record.TilePath(t)
 	data, ok, err := readInto(ctx, src, name, maxBundle, buf)
 	if err != nil {
 		return nil, err

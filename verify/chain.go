@@ -181,14 +181,14 @@ func (r *run) judgeSlot(b *bundle, i int, next *record.Hash) (hash record.Hash, 
 		}
 		return stored, true, false
 	case s.parsed && (next != nil && *next == s.leaf || index+1 == r.head.Size && r.leadsToRoot(i, s.leaf)):
-		r.find(Finding{Rule: "tile.hash", Index: at(index), File: TilePath(tileOf(0, index, r.head.Size)), Expected: base64Hash(s.leaf), Found: base64Hash(stored)})
+		r.find(Finding{Rule: "tile.hash", Index: at(index), File: record.TilePath(tileOf(0, index, r.head.Size)), Expected: base64Hash(s.leaf), Found: base64Hash(stored)})
 		return s.leaf, true, r.judgeEntry(s, index)
 	}
 	f := Finding{Rule: "tree.leaf", Expected: "leaf hash " + base64Hash(stored), Found: "leaf hash " + base64Hash(s.leaf)}
 	if s.fault != nil && s.fault.Rule == "entry.canonical" {
 		f = *s.fault
 	}
-	f.Index, f.File = at(index), TilePath(tileOf(entries, index, r.head.Size))
+	f.Index, f.File = at(index), record.TilePath(tileOf(entries, index, r.head.Size))
 	r.find(f)
 	r.violate(ClaimBytes, ClaimChain, ClaimTree)
 	return stored, true, false
@@ -206,7 +206,7 @@ func (r *run) judgeEntry(s *slot, index uint64) bool {
 	switch {
 	case s.fault != nil:
 		f := *s.fault
-		f.Index, f.File = at(index), TilePath(tileOf(entries, index, r.head.Size))
+		f.Index, f.File = at(index), record.TilePath(tileOf(entries, index, r.head.Size))
 		r.find(f)
 	case index > 0 && r.chain.known && s.prev != r.chain.prev:
 		r.find(Finding{Rule: "chain.prev", Index: at(index), Expected: base64Hash(r.chain.prev), Found: base64Hash(s.prev)})
@@ -262,7 +262,7 @@ func (r *run) judgeEdge(ctx context.Context) error {
 
 // judgeTile compares a tile above level 0 with the hashes that the entries lead to.
 func (r *run) judgeTile(ctx context.Context, level int, u *upper) error {
-	name := TilePath(tlog.Tile{H: 8, L: level, N: u.number, W: len(u.hashes)})
+	name := record.TilePath(tlog.Tile{H: 8, L: level, N: u.number, W: len(u.hashes)})
 	under := uint64(1) << (8 * level) // entries under one hash
 	first := uint64(u.number) * tileWidth * under
 	data, ok, err := read(ctx, r.src, name, tileWidth*tlog.HashSize)
@@ -289,7 +289,7 @@ func (r *run) judgeTile(ctx context.Context, level int, u *upper) error {
 func (r *run) gone(name string, first uint64) {
 	r.chain.missing++
 	r.miss(fmt.Sprintf("%s is missing", name), ClaimBytes)
-	if t, ok := ParseTilePath(name); ok && t.L == entries {
+	if t, ok := record.ParseTilePath(name); ok && t.L == entries {
 		r.miss(fmt.Sprintf("entries %d to %d are missing (%s)", first, min(first+tileWidth, r.head.Size)-1, name), ClaimChain, ClaimTree)
 		r.fold.damaged(first, false)
 	}

@@ -60,7 +60,7 @@ func (c *copies) make(ctx context.Context, dir string) (map[string][]byte, error
 	if !ok || err != nil || !seen || strconv.FormatUint(number, 10) != text {
 		return nil, nil
 	}
-	b, ok, err := read(ctx, c.r.src, TilePath(tileOf(entries, index, c.r.head.Size)), maxBundle)
+	b, ok, err := read(ctx, c.r.src, record.TilePath(tileOf(entries, index, c.r.head.Size)), maxBundle)
 	if err != nil || !ok {
 		return nil, err
 	}

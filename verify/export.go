@@ -89,7 +89,7 @@ type sealEntry struct {
 
 // copy copies a tile or a bundle, and takes copies of what a bundle holds for standard tools.
 func (e *exporter) copy(ctx context.Context, t tlog.Tile) error {
-	name := TilePath(t)
+	name := record.TilePath(t)
 	data, ok, err := read(ctx, e.src, name, maxBundle)
 	if err != nil {
 		return err

@@ -192,7 +192,7 @@ func (b *builder) export() files {
 	b.t.Helper()
 	out := files{"checkpoint": b.sign()}
 	b.must(verify.Tiles(b.tree.Size(), func(t tlog.Tile) error {
-		out[verify.TilePath(t)] = b.tile(t)
+		out[record.TilePath(t)] = b.tile(t)
 		return nil
 	}))
 	return out

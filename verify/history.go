@@ -54,7 +54,7 @@ func (r *run) leaves(ctx context.Context, bundle uint64, n int) ([]record.Hash, 
 	if bundle == r.chain.tree.Size() {
 		return r.chain.hashes[:n], true, nil
 	}
-	data, ok, err := read(ctx, r.src, TilePath(tlog.Tile{H: 8, L: 0, N: int64(bundle), W: tileWidth}), tileWidth*tlog.HashSize)
+	data, ok, err := read(ctx, r.src, record.TilePath(tlog.Tile{H: 8, L: 0, N: int64(bundle), W: tileWidth}), tileWidth*tlog.HashSize)
 	if err != nil || !ok || len(data) != tileWidth*tlog.HashSize {
 		return nil, false, err
 	}

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/record"
-	"bulla/verify"
 )
 
 // tessera reads evidence as transparency-dev/tessera lays it out.
@@ -100,7 +99,7 @@ func TestTilePaths(t *testing.T) {
 		{H: 8, L: 0, N: 0, W: 256}, {H: 8, L: 0, N: 0, W: 1}, {H: 8, L: 3, N: 999, W: 255}, {H: 8, L: 0, N: 1000, W: 256},
 		{H: 8, L: -1, N: 1234067, W: 256}, {H: 8, L: -1, N: 1234067, W: 7}, {H: 8, L: 6, N: 35184372088831, W: 9},
 	} {
-		path := verify.TilePath(tile)
+		path := record.TilePath(tile)
 		if want := torchwood.TilePath(tile); path != want {
 			t.Errorf("%+v: %s, torchwood says %s", tile, path, want)
 		}
@@ -109,7 +108,7 @@ func TestTilePaths(t *testing.T) {
 				t.Errorf("%+v: %s, tessera says %s", tile, path, want)
 			}
 		}
-		if back, ok := verify.ParseTilePath(path); !ok || back != tile {
+		if back, ok := record.ParseTilePath(path); !ok || back != tile {
 			t.Errorf("%s is read as %+v, %t", path, back, ok)
 		}
 	}
@@ -118,7 +117,7 @@ func TestTilePaths(t *testing.T) {
 		"tile/0/001.p", "tile/0/001.p/", "tile/0/001.p/0", "tile/0/001.p/256", "tile/0/001.p/01", "tile/0/001/002", "tile/0/x001/x002/003/004", "tile/0/x1/002",
 		"tile/entries/x001/002x", "tile/data/001", "tile/0/001.p/5/6", "tile/0/" + strings.Repeat("x001/", 10) + "001", "tile/0/ 01", "tile/0/٠٠١",
 	} {
-		if tile, ok := verify.ParseTilePath(bad); ok {
+		if tile, ok := record.ParseTilePath(bad); ok {
 			t.Errorf("%q is read as %+v", bad, tile)
 		}
 	}

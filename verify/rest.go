@@ -18,7 +18,7 @@ func (r *run) judgeRest(ctx context.Context) error {
 	example := ""
 	copies := copies{r: r}
 	err := r.src.Walk(ctx, func(name string) error {
-		t, ok := ParseTilePath(name)
+		t, ok := record.ParseTilePath(name)
 		if !ok {
 			known, err := copies.judge(ctx, name)
 			if name != checkpoint && !known {
@@ -55,26 +55,26 @@ func (r *run) judgeRest(ctx context.Context) error {
 
 // judgePart compares a partial tile or bundle of an earlier size with the same one of the head, of the given width.
 func (r *run) judgePart(ctx context.Context, t tlog.Tile, width int) error {
-	name := TilePath(t)
+	name := record.TilePath(t)
 	part, _, err := read(ctx, r.src, name, maxBundle)
 	if err != nil {
 		return err
 	}
 	t2 := t
 	t2.W = width
-	whole, ok, err := read(ctx, r.src, TilePath(t2), maxBundle)
+	whole, ok, err := read(ctx, r.src, record.TilePath(t2), maxBundle)
 	if err != nil || !ok {
 		return err // missing: reported with the entries
 	}
 	first := uint64(t.N) * tileWidth << (8 * max(t.L, 0))
 	if t.L >= 0 {
 		if len(part) != t.W*tlog.HashSize || !bytes.HasPrefix(whole, part) {
-			r.find(Finding{Rule: "tile.partial", File: name, Index: at(first), Expected: fmt.Sprintf("the first %d hashes of %s", t.W, TilePath(t2)), Found: "other bytes"})
+			r.find(Finding{Rule: "tile.partial", File: name, Index: at(first), Expected: fmt.Sprintf("the first %d hashes of %s", t.W, record.TilePath(t2)), Found: "other bytes"})
 		}
 		return nil
 	}
 	if !bytes.HasPrefix(whole, part) || !isBundleOf(part, t.W) {
-		r.find(Finding{Rule: "bundle.partial", File: name, Index: at(first), Expected: fmt.Sprintf("the first %d entries of %s", t.W, TilePath(t2)), Found: "other bytes"})
+		r.find(Finding{Rule: "bundle.partial", File: name, Index: at(first), Expected: fmt.Sprintf("the first %d entries of %s", t.W, record.TilePath(t2)), Found: "other bytes"})
 	}
 	return nil
 }

@@ -134,6 +134,7 @@ func TestBadRequests(t *testing.T) {
 		{"no such entry", "GET", "/v1/entries/9999999", "", asJSON, 404, record.CodeInvalid, "", "no entry"},
 		{"no index", "GET", "/v1/entries/-1", "", asJSON, 400, record.CodeInvalid, "index", "number"},
 		{"an index too large", "GET", "/v1/entries/99999999999999999999/proof", "", asJSON, 400, record.CodeInvalid, "index", "number"},
+		{"an index with zeros before it", "GET", "/v1/entries/000", "", asJSON, 400, record.CodeInvalid, "index", "leading zeros"},
 		{"from", "GET", "/v1/entries?from=-1", "", asJSON, 400, record.CodeInvalid, "from", "from 0"},
 		{"limit", "GET", "/v1/entries?limit=1001", "", asJSON, 400, record.CodeInvalid, "limit", "from 1 to 1000"},
 		{"limit 0", "GET", "/v1/seals?limit=0", "", asJSON, 400, record.CodeInvalid, "limit", "from 1 to 1000"},
@@ -147,7 +148,7 @@ func TestBadRequests(t *testing.T) {
 		{"a tile beyond the log", "GET", "/tile/0/001", "", asJSON, 404, record.CodeInvalid, "", "does not reach"},
 		{"a tile far beyond the log", "GET", "/tile/0/x072/x057/x594/x037/x927/936", "", asJSON, 404, record.CodeInvalid, "", ""},
 		{"a partial tile beyond the log", "GET", "/tile/0/000.p/200", "", asJSON, 404, record.CodeInvalid, "", "does not reach"},
-		{"a tile of level 63", "GET", "/tile/63/000.p/1", "", asJSON, 404, record.CodeInvalid, "", "does not reach"},
+		{"a tile of level 63", "GET", "/tile/6/000.p/1", "", asJSON, 404, record.CodeInvalid, "", "does not reach"},
 		{"a bundle beyond the log", "GET", "/tile/entries/000.p/255", "", asJSON, 404, record.CodeInvalid, "", "does not reach"},
 		{"challenge: nothing", "POST", "/v1/challenge", "", asJSON, 400, record.CodeInvalid, "", ""},
 		{"challenge: no nonce", "POST", "/v1/challenge", "{}", asJSON, 400, record.CodeInvalid, "nonce", "8 to 64"},
@@ -492,7 +493,7 @@ func (x tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 
 func (x tileReader) read(t tlog.Tile) []byte {
 	x.t.Helper()
-	p := x.r.do(x.b, "GET", "/tile/"+api.TilePath(t), "")
+	p := x.r.do(x.b, "GET", "/"+record.TilePath(t), "")
 	if p.status != 200 {
 		x.t.Fatalf("%v: %d %s", t, p.status, p.body)
 	}

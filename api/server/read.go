@@ -121,9 +121,10 @@ func appendPage(entries [][]byte, next, size uint64, more bool) []byte {
 
 // index is the entry that the path names.
 func (c *call) index() (uint64, error) {
-	n, err := strconv.ParseUint(c.r.PathValue("index"), 10, 53)
-	if err != nil {
-		return 0, &ledger.Refusal{Code: record.CodeInvalid, Field: "index", Message: "must be a number"}
+	path := c.r.PathValue("index")
+	n, err := strconv.ParseUint(path, 10, 53)
+	if err != nil || strconv.FormatUint(n, 10) != path {
+		return 0, &ledger.Refusal{Code: record.CodeInvalid, Field: "index", Message: "must be a number, without leading zeros"}
 	}
 	if n >= c.log.Ledger.Size() {
 		return 0, fmt.Errorf("%w: the log has no entry %d", errNotFound, n)
@@ -194,9 +195,10 @@ func (c *call) checkpoint() error {
 
 // tile writes a tile of hashes, or a bundle of entries (C2SP tlog-tiles), as far as the current checkpoint reaches.
 func (c *call) tile() error {
-	t, err := api.ParseTilePath(c.r.PathValue("path"))
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNotFound, err)
+	path := "tile/" + c.r.PathValue("path")
+	t, ok := record.ParseTilePath(path)
+	if !ok {
+		return fmt.Errorf("%w: %q is not the path of a tile", errNotFound, clip(path))
 	}
 	if t.L < 0 {
 		if err := c.mayRead(); err != nil {

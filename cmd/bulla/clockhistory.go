@@ -187,7 +187,7 @@ func exportedHistory(ctx context.Context, src verify.Source, last time.Duration)
 // bundle calls f with the entries of a bundle that contain a text.
 func bundle(ctx context.Context, src verify.Source, size, n uint64, f func(*record.Entry) error, contain []byte) error {
 	t := tlog.Tile{H: 8, L: -1, N: int64(n), W: int(min(256, size-n*256))}
-	name := verify.TilePath(t)
+	name := record.TilePath(t)
 	b, err := readSource(ctx, src, name, maxBundle)
 	if err != nil {
 		return err

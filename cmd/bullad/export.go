@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bulla/record"
 	"bulla/store"
 	"bulla/verify"
 )
@@ -83,7 +84,7 @@ func (a atRest) Open(_ context.Context, name string) (io.ReadCloser, error) {
 	if name == "checkpoint" {
 		b, err = a.log.Head()
 	} else {
-		t, ok := verify.ParseTilePath(name)
+		t, ok := record.ParseTilePath(name)
 		if !ok {
 			return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 		}
