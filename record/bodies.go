@@ -2,12 +2,14 @@ package record
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"unicode/utf8"
 )
 
 // System is the body of an entry of kind system: what the daemon has to say about itself.
 type System struct {
+	Boot    *Boot   `json:"boot,omitzero"`    // boot
 	Code    Code    `json:"code,omitzero"`    // alarm: what is refused
 	Config  *Hash   `json:"config,omitzero"`  // start, config: SHA-256 of the configuration
 	Event   string  `json:"event"`            // one of the System constants
@@ -26,6 +28,7 @@ const (
 	SystemAlarm    = "alarm"    // events began to be refused, for the reason Code
 	SystemGap      = "gap"      // a producer's numbering skipped
 	SystemRecovery = "recovery" // what an alarm reported is over
+	SystemBoot     = "boot"     // how the machine was started, as it was measured
 )
 
 // MaxMessage bounds the texts of the daemon's own entries, in bytes.
@@ -37,6 +40,14 @@ type Gap struct {
 	Next   int64  `json:"next"`
 	Stream string `json:"stream"`
 	UID    uint32 `json:"uid"`
+}
+
+// Boot names what was measured while the machine started: lists that are recorded as blobs, and the seal whose PCR values they lead to.
+type Boot struct {
+	EventLog *Hash  `json:"event_log,omitzero"` // SHA-256 of the boot event log (TCG binary_bios_measurements)
+	IMA      *Hash  `json:"ima,omitzero"`       // SHA-256 of the kernel's IMA list (binary_runtime_measurements)
+	Replayed bool   `json:"replayed,omitzero"`  // the daemon found that the event log leads to those values
+	Seal     uint64 `json:"seal"`               // number of the first seal of the start
 }
 
 // ParseSystem reads the body of an entry of kind system.
@@ -51,7 +62,7 @@ func ParseSystem(body []byte) (*System, error) {
 // Check refuses what ParseSystem would not accept.
 func (s *System) Check() error {
 	switch s.Event {
-	case SystemStart, SystemStop, SystemConfig, SystemAlarm, SystemRecovery:
+	case SystemStart, SystemStop, SystemConfig, SystemAlarm, SystemRecovery, SystemBoot:
 		if s.Gap != nil {
 			return refuse("gap", "only an event gap has it")
 		}
@@ -64,6 +75,12 @@ func (s *System) Check() error {
 		}
 	default:
 		return refuse("event", "unknown event %q", clip(s.Event, 40))
+	}
+	if (s.Event == SystemBoot) != (s.Boot != nil) {
+		return refuse("boot", "an event boot has it, others do not")
+	}
+	if b := s.Boot; b != nil && (b.EventLog == nil && b.IMA == nil || b.Replayed && b.EventLog == nil || b.Seal == 0 || b.Seal > MaxInt) {
+		return refuse("boot", "must name a list and the number of a seal")
 	}
 	if (s.Event == SystemAlarm) != (s.Code != "") && s.Event != SystemRecovery {
 		return refuse("code", "an alarm has it, other events do not")
@@ -79,14 +96,19 @@ func (s *System) Check() error {
 
 // Access is the body of an entry of kind access: what somebody read of the log.
 type Access struct {
-	Action string   `json:"action"`          // what was done, in the form of an event's type: read, search, export, challenge
-	By     Producer `json:"by"`              // who
-	From   *uint64  `json:"from,omitzero"`   // first index
-	Query  string   `json:"query,omitzero"`  // the search or nonce as it was given, at most MaxMessage bytes
-	Role   string   `json:"role"`            // auditor, officer or operator
-	To     *uint64  `json:"to,omitzero"`     // first index not read
-	Denied bool     `json:"denied,omitzero"` // it was tried and refused
+	Action string `json:"action"` // what was done, in the form of an event's type: read, search, export, challenge, activate
+	// Activation is the transcript of a credential activation, an object; package attest reads it. Only the action activate has it.
+	Activation json.RawMessage `json:"activation,omitzero"`
+	By         Producer        `json:"by"`              // who
+	From       *uint64         `json:"from,omitzero"`   // first index
+	Query      string          `json:"query,omitzero"`  // the search or nonce as it was given, at most MaxMessage bytes
+	Role       string          `json:"role"`            // auditor, officer or operator
+	To         *uint64         `json:"to,omitzero"`     // first index not read
+	Denied     bool            `json:"denied,omitzero"` // it was tried and refused
 }
+
+// AccessActivate is the action of an auditor who had a credential activated.
+const AccessActivate = "activate"
 
 // ParseAccess reads the body of an entry of kind access.
 func ParseAccess(body []byte) (*Access, error) {
@@ -101,6 +123,9 @@ func ParseAccess(body []byte) (*Access, error) {
 func (a *Access) Check() error {
 	if reason := checkType([]byte(a.Action)); reason != "" {
 		return refuse("action", "%s", reason)
+	}
+	if (a.Action == AccessActivate) != (len(a.Activation) > 0 && a.Activation[0] == '{') {
+		return refuse("activation", "the action %s has it, others do not", AccessActivate)
 	}
 	if err := a.By.check(); err != nil {
 		return within("by", err)
