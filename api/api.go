@@ -134,6 +134,12 @@ type Sealed struct {
 	Nonce   string            `json:"nonce,omitempty"`
 }
 
+// Activated is the transcript of a credential activation, and where it is recorded. The request is the challenge itself.
+type Activated struct {
+	Activation json.RawMessage   `json:"activation"`
+	Entries    map[string]uint64 `json:"entries"` // its index, by the logs' names
+}
+
 // Status is how the appliance is doing.
 type Status struct {
 	Version string      `json:"version,omitempty"`

@@ -146,7 +146,8 @@ func (b bus) withEK(at tpm2.TPMHandle, template tpm2.TPMTPublic, use func(tpm2.N
 }
 
 // ActivateCredential opens a credential that an auditor made for the enrolled attestation key and the endorsement key beside it. That
-// it can be opened proves that one TPM holds both (TPM2_ActivateCredential; Part 1, section 24).
+// it can be opened proves that one TPM holds both (TPM2_ActivateCredential; Part 1, section 24). If this TPM cannot open it, for it is
+// another or the credential is for other keys, the error wraps attest.ErrNotOpened.
 func (m *Machine) ActivateCredential(ctx context.Context, e *attest.Enrolment, c attest.Credential) (secret []byte, err error) {
 	ek, err := tpm2.Unmarshal[tpm2.TPMTPublic](e.EK)
 	if err != nil {
@@ -159,7 +160,7 @@ func (m *Machine) ActivateCredential(ctx context.Context, e *attest.Enrolment, c
 			}
 			return b.withEK(k.key, k.template, func(key tpm2.NamedHandle, p *tpm2.TPMTPublic) error {
 				if !bytes.Equal(tpm2.Marshal(p), e.EK) {
-					return fmt.Errorf("%w: its endorsement key is another", ErrOtherMachine)
+					return fmt.Errorf("%w: %w: its endorsement key is another", attest.ErrNotOpened, ErrOtherMachine)
 				}
 				secret, err = m.activate(b, key, p, c)
 				return err
@@ -193,6 +194,9 @@ func (m *Machine) activate(b bus, key tpm2.NamedHandle, public *tpm2.TPMTPublic,
 		ActivateHandle: authorised(m.ak), KeyHandle: ek,
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Blob}, Secret: tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
 	}.Execute(b)
+	if code := tpm2.TPMRC(0); errors.As(err, &code) && code&0x80 != 0 { // format one: what it was given is wrong, not how it is
+		return nil, fmt.Errorf("%w: TPM2_ActivateCredential: %w", attest.ErrNotOpened, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("TPM2_ActivateCredential: %w", err)
 	}

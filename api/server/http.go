@@ -99,6 +99,7 @@ var routes = []route{
 	{"GET", "/v1/seals", true, []string{"from", "limit"}, (*call).seals},
 	{"POST", "/v1/seals", false, nil, (*call).seal},
 	{"POST", "/v1/challenge", false, nil, (*call).challenge},
+	{"POST", "/v1/activation", false, nil, (*call).activate},
 	{"GET", "/v1/status", false, nil, (*call).status},
 	{"GET", "/checkpoint", true, nil, (*call).checkpoint},
 	{"GET", "/tile/{path...}", true, nil, (*call).tile},

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"bulla/api"
+	"bulla/attest"
 	"bulla/record"
 )
 
@@ -96,8 +97,8 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 	if err := d.everyRef(d.doc); err != nil {
 		t.Error(err)
 	}
-	for _, v := range []any{api.Failure{}, api.FailureDetail{}, api.Page{}, api.Seals{}, api.Challenge{}, api.Sealed{}, api.Status{}, api.LogStatus{},
-		api.Machine{}, api.SealStatus{}, record.Event{}} {
+	for _, v := range []any{api.Failure{}, api.FailureDetail{}, api.Page{}, api.Seals{}, api.Challenge{}, api.Sealed{}, api.Activated{}, api.Status{}, api.LogStatus{},
+		api.Machine{}, api.SealStatus{}, attest.CredentialChallenge{}, attest.Activation{}, record.Event{}} {
 		var want []string
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {

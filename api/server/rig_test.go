@@ -25,6 +25,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"bulla/api"
+	"bulla/attest"
 	"bulla/ceremony"
 	"bulla/clock"
 	"bulla/ledger"
@@ -45,7 +46,8 @@ type rig struct {
 	cfg  Config
 	lim  limits
 	keys []*ecdsa.PrivateKey
-	stop func() // ends the server and waits until it has ended
+	tpm  *attest.Enrolment // of logs to be made
+	stop func()            // ends the server and waits until it has ended
 
 	mu    sync.Mutex
 	stamp clock.Stamp // what the clock shows, but for the time
@@ -157,10 +159,14 @@ func (r *rig) addLog(name string, roles []ceremony.Role) {
 	}
 	cfg := ledger.Config{Origin: o, Clock: r, Signer: signer{key, r}, Device: record.CodeHSM}
 	path := filepath.Join(r.dir, name+".db")
-	err = ledger.Create(path, cfg, &ceremony.Genesis{
-		Origin: o, Clock: clock.DefaultPolicy(), Roles: roles, Software: "test",
+	genesis := &ceremony.Genesis{
+		Origin: o, Clock: clock.DefaultPolicy(), Roles: roles, Software: "test", TPM: r.tpm,
 		Keys: []ceremony.Key{{Algorithm: "ecdsa-p256", Purpose: ceremony.PurposeLog, SPKI: spki}},
-	})
+	}
+	if r.tpm != nil {
+		genesis.Seal = ceremony.DefaultSealPolicy(r.tpm.PCR)
+	}
+	err = ledger.Create(path, cfg, genesis)
 	if err != nil {
 		r.t.Fatal(err)
 	}

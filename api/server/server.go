@@ -5,6 +5,7 @@
 //	frames.go   sign.sock                         peer.go     who is at the other end
 //	http.go     http.sock: routes and errors      events.go   POST /v1/events      read.go   entries, proofs, tiles
 //	seal.go     seals on demand                   status.go   health               metrics.go
+//	activate.go an auditor's credential
 //
 // Everything that a peer can use up is bounded: connections, requests under way, bytes in memory, time within a frame. No peer has to
 // wait for another, and one uid cannot use up what others need.
@@ -29,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bulla/api"
+	"bulla/attest"
 	"bulla/clock"
 	"bulla/ledger"
 )
@@ -47,6 +49,9 @@ type Config struct {
 	Gauges func() []Gauge
 	// Seal makes a seal now and returns its number; nil without a TPM. A nonce makes it an answer to a challenge.
 	Seal func(ctx context.Context, reason string, nonce []byte) (number uint64, err error)
+	// Activate has the enrolled TPM open an auditor's credential; nil without a TPM. An error that wraps attest.ErrNotOpened says that
+	// it is not for this TPM.
+	Activate func(ctx context.Context, e *attest.Enrolment, c attest.Credential) (secret []byte, err error)
 	// Ready is called once when both sockets accept connections.
 	Ready func()
 }

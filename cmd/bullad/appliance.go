@@ -21,6 +21,7 @@ import (
 	"bulla/ledger"
 	"bulla/record"
 	"bulla/store"
+	"bulla/tpm"
 )
 
 // appliance is a running daemon: its devices, its logs, and what serves them.
@@ -32,6 +33,7 @@ type appliance struct {
 	monitor *ntp.Monitor
 	logs    []*openLog
 	sealer  *ledger.Sealer // nil without a TPM
+	machine *tpm.Machine   // as enrolled; nil without a TPM
 	exe     record.Hash    // of the running executable
 	config  record.Hash    // of the configuration file
 }

@@ -143,12 +143,11 @@ func (a *appliance) openSealer(ctx context.Context) error {
 	if a.devices.tpm == nil {
 		return usagef("the logs are governed to be sealed by a TPM: name it in [tpm] device")
 	}
-	machine, err := a.devices.tpm.Attach(ctx, state.Policy.TPM)
-	if err != nil {
+	if a.machine, err = a.devices.tpm.Attach(ctx, state.Policy.TPM); err != nil {
 		return err
 	}
 	cfg := ledger.SealerConfig{
-		Path: filepath.Join(a.cfg.State, sealerFile), TPM: machine, Policy: state.Policy.Seal,
+		Path: filepath.Join(a.cfg.State, sealerFile), TPM: a.machine, Policy: state.Policy.Seal,
 		Software: attest.Software{Config: a.config, Exe: a.exe},
 	}
 	for _, l := range a.logs {
@@ -168,7 +167,7 @@ func (a *appliance) serverConfig(ready func()) server.Config {
 		c.Logs = append(c.Logs, server.Log{Name: l.Name, Ledger: l.Ledger})
 	}
 	if a.sealer != nil {
-		c.Seal = a.sealer.Seal
+		c.Seal, c.Activate = a.sealer.Seal, a.machine.ActivateCredential
 	}
 	return c
 }
