@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -22,6 +23,11 @@ var (
 // VerifyEK checks that an endorsement key's certificate leads to one of the roots, and returns the chain, the certificate first. The
 // subject alternative name of such certificates holds the TPM's model, which x509 does not know and would refuse as critical.
 func VerifyEK(der []byte, roots, intermediates *x509.CertPool) ([]*x509.Certificate, error) {
+	return verifyEK(der, roots, intermediates, time.Time{})
+}
+
+// verifyEK is VerifyEK at a time; zero: now.
+func verifyEK(der []byte, roots, intermediates *x509.CertPool, at time.Time) ([]*x509.Certificate, error) {
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("EK certificate: %w", err)
@@ -30,7 +36,7 @@ func VerifyEK(der []byte, roots, intermediates *x509.CertPool) ([]*x509.Certific
 	if !slices.ContainsFunc(c.UnknownExtKeyUsage, oidEKCertificate.Equal) {
 		return nil, errors.New("EK certificate: its extended key usage is not tcg-kp-EKCertificate")
 	}
-	chains, err := c.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	chains, err := c.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
 		return nil, fmt.Errorf("EK certificate: %w", err)
 	}
@@ -59,20 +65,27 @@ func CheckEK(public []byte, c *x509.Certificate) error {
 }
 
 // CheckEndorsement checks that the enrolment's endorsement key is one that the roots certify. That the attestation key is of the same
-// TPM is shown by a credential only.
+// TPM is shown by a credential only. Certificates are judged as of when the last of them came into force, whenever this is asked: a
+// log must not become untrue because a certificate has expired since, and enrolling looked at the time that it was.
 func (e *Enrolment) CheckEndorsement(roots *x509.CertPool) error {
 	if len(e.EKCertificates) == 0 {
 		return errors.New("the enrolment has no certificate of an endorsement key")
 	}
 	others := x509.NewCertPool()
-	for i, der := range e.EKCertificates[1:] {
+	var at time.Time
+	for i, der := range e.EKCertificates {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return fmt.Errorf("ek_certificates[%d]: %w", i+1, err)
+			return fmt.Errorf("ek_certificates[%d]: %w", i, err)
 		}
-		others.AddCert(c)
+		if c.NotBefore.After(at) {
+			at = c.NotBefore
+		}
+		if i > 0 {
+			others.AddCert(c)
+		}
 	}
-	chain, err := VerifyEK(e.EKCertificates[0], roots, others)
+	chain, err := verifyEK(e.EKCertificates[0], roots, others, at)
 	if err != nil {
 		return err
 	}

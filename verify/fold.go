@@ -24,8 +24,10 @@ type fold struct {
 	seals  uint64         // seen
 	head   headAt         // what replay asks for
 	// enrolled is the TPM that the genesis names; sealAt the entries of good seals, by number
-	enrolled *attest.Enrolment
-	sealAt   map[uint64]uint64
+	enrolled  *attest.Enrolment
+	sealAt    map[uint64]uint64
+	endorsed  bool     // by an authority that the policy names
+	activated []uint64 // entries with a credential that the TPM opened; the last few
 
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC
@@ -48,6 +50,9 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 	f.time(e)
 	if e.Kind == record.KindEvent && e.Producer != nil {
 		f.role(e)
+	}
+	if e.Kind == record.KindAccess {
+		f.activation(e)
 	}
 	if e.Kind == record.KindSeal {
 		return f.seal(ctx, e)

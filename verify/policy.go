@@ -2,6 +2,8 @@ package verify
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -17,10 +19,15 @@ import (
 type Policy struct {
 	VKeys   []string               // verifier keys (C2SP signed-note) that must all sign their log's head; the name is the log's origin
 	Genesis map[string]record.Hash // leaf hash of entry 0, by origin
+	EKRoots [][]byte               // DER certificates of authorities, one of which the TPM's endorsement key must be certified by; none: any TPM
+	AKs     [][]byte               // Names of attestation keys, one of which the logs' TPM must have; none: the genesis says which
 	NoSeals bool                   // the logs have no TPM: seals and rollback are not required
 	NoTime  bool                   // time is not required
 	Tail    *uint64                // the most entries that may be without an anchor; nil: any number
 }
+
+// akNameSize is the size of an attestation key's Name, in bytes: the hash algorithm and the hash.
+const akNameSize = 2 + 32
 
 // maxPolicy bounds a policy file, in bytes.
 const maxPolicy = 1 << 20
@@ -28,6 +35,8 @@ const maxPolicy = 1 << 20
 // ParsePolicy reads a policy file: C2SP tlog-policy, of which it knows `log VKEY` and `quorum none`, with these lines added:
 //
 //	genesis HEX [ORIGIN]  the leaf hash of entry 0; the origin may be left out where there is one log
+//	ek-root BASE64        a certificate (DER) of an authority that may certify the TPM's endorsement key; one of them must
+//	ak HEX                the Name of an attestation key that the TPM may have; one of them must be it
 //	seals none            the log has no TPM: do without seals and without protection from rollback
 //	time none             do without checks of time
 //	tail N                at most N entries may be without an anchor
@@ -96,6 +105,23 @@ func (p *Policy) line(words []string, seen map[string]bool, unnamed **record.Has
 		return record.CheckOrigin(args[1])
 	case key == "quorum" && slices.Equal(args, []string{"none"}):
 		return once()
+	case key == "ek-root" && len(args) == 1:
+		der, err := base64.StdEncoding.Strict().DecodeString(args[0])
+		if err != nil {
+			return fmt.Errorf("ek-root: not standard base64: %w", err)
+		}
+		if _, err := x509.ParseCertificate(der); err != nil {
+			return fmt.Errorf("ek-root: %w", err)
+		}
+		p.EKRoots = append(p.EKRoots, der)
+		return nil
+	case key == "ak" && len(args) == 1:
+		name, err := hex.DecodeString(args[0])
+		if err != nil || len(name) != akNameSize || strings.ToLower(args[0]) != args[0] {
+			return fmt.Errorf("ak: must be a key's Name, %d lower-case hex digits", 2*akNameSize)
+		}
+		p.AKs = append(p.AKs, name)
+		return nil
 	case key == "seals" && slices.Equal(args, []string{"none"}):
 		p.NoSeals = true
 		return once()
@@ -112,7 +138,7 @@ func (p *Policy) line(words []string, seen map[string]bool, unnamed **record.Has
 	case key == "witness" || key == "group" || key == "quorum":
 		return fmt.Errorf("%q: cosignatures of witnesses are not checked; leave witnesses out and write `quorum none`", key)
 	}
-	return fmt.Errorf("not understood: %.60q; the lines are log, genesis, quorum none, seals none, time none, tail", strings.Join(words, " "))
+	return fmt.Errorf("not understood: %.60q; the lines are log, genesis, quorum none, ek-root, ak, seals none, time none, tail", strings.Join(words, " "))
 }
 
 func parseHex(s string) (record.Hash, error) {
@@ -183,6 +209,12 @@ func (p *Policy) MarshalText() ([]byte, error) {
 		}
 	}
 	b.WriteString("quorum none\n")
+	for _, der := range p.EKRoots {
+		fmt.Fprintf(&b, "ek-root %s\n", base64.StdEncoding.EncodeToString(der))
+	}
+	for _, name := range p.AKs {
+		fmt.Fprintf(&b, "ak %x\n", name)
+	}
 	if p.NoSeals {
 		b.WriteString("seals none\n")
 	}

@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ func TestPolicyFile(t *testing.T) {
 	p := b.policy()
 	tail := uint64(1000)
 	p.Tail = &tail
+	p.EKRoots, p.AKs = [][]byte{testRoot(t)}, [][]byte{bytes.Repeat([]byte{0xab}, 34)}
 	text, err := p.MarshalText()
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +31,7 @@ func TestPolicyFile(t *testing.T) {
 		t.Error(d)
 	}
 	// As C2SP writes it: comments, empty lines, a URL, tabs; and the genesis without an origin where there is one log.
-	loose := "# trust\n\n  log\t" + p.VKeys[0] + " https://log.example/\r\nlog " + p.VKeys[1] + "\nquorum none\nseals none\ntime none\ntail 1000\ngenesis " + strings.Fields(string(text))[5] + "\n"
+	loose := "# trust\n\n  log\t" + p.VKeys[0] + " https://log.example/\r\nlog " + p.VKeys[1] + "\nquorum none\nseals none\ntime none\ntail 1000\ngenesis " + strings.Fields(string(text))[5] + "\nak " + strings.Repeat("ab", 34) + "\nek-root " + base64.StdEncoding.EncodeToString(p.EKRoots[0]) + "\n"
 	if again, err = verify.ParsePolicy([]byte(loose)); err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +71,10 @@ func TestPolicyRefusals(t *testing.T) {
 		{"genesis without a log", "genesis " + hash + "\n", "needs exactly one log"},
 		{"genesis of which of two", log + "log " + vkey("b.example", false) + "\ngenesis " + hash + "\n", "needs exactly one log"},
 		{"genesis of an unknown log", log + "genesis " + hash + " b.example\n", `a genesis of "b.example", but no key`},
+		{"root that is no base64", log + "ek-root AAA\n", "line 2: ek-root: not standard base64"},
+		{"root that is no certificate", log + "ek-root AAAA\n", "line 2: ek-root: x509"},
+		{"attestation key that is too short", log + "ak 000b\n", "line 2: ak: must be a key's Name, 68 lower-case hex digits"},
+		{"attestation key in capitals", log + "ak " + strings.Repeat("AB", 34) + "\n", "line 2: ak: must be"},
 		{"witness", log + "witness w key\n", "line 2: \"witness\": cosignatures of witnesses are not checked"},
 		{"quorum of witnesses", log + "quorum w\n", "cosignatures of witnesses are not checked"},
 		{"quorum twice", log + "quorum none\nquorum none\n", `line 3: a second "quorum"`},

@@ -63,6 +63,10 @@ var ownRules = []Rule{
 	{"receipt.proof", ClaimReceipts, "The receipt's entry is not in the tree that it names: the receipt was changed."},
 	{"receipt.entry", ClaimReceipts, "The log holds another entry where the receipt proves one: the log was rewritten after the receipt was given."},
 	{"receipt.tree", ClaimReceipts, "The log's tree is not the one that the receipt was given under: the log was rewritten, or shows different histories to different people."},
+
+	{"enrolment.endorsement", ClaimSeals, "No authority that the policy trusts certifies the TPM's endorsement key: the TPM is not of a maker that is trusted, or is no TPM."},
+	{"enrolment.ak", ClaimSeals, "The log's TPM has another attestation key than the policy trusts: the log is of another machine."},
+	{"enrolment.activation", ClaimSeals, "What the log says of a credential that the TPM opened does not hold: the secret is not the credential's, or it is for another TPM."},
 }
 
 // timeRule is the name here of a rule of package clock.

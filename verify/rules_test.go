@@ -2,7 +2,11 @@ package verify_test
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -297,6 +301,69 @@ var violations = []violation{
 		b.startClock()
 		return evidence(b, b.export())
 	}},
+	{"enrolment.endorsement", "0", "an endorsement key without a certificate, where the policy names its makers", func(t *testing.T) (files, *verify.Policy, []verify.Receipt) {
+		b := newBuilder(t).enrolled().begin().events(5)
+		p := b.policy()
+		p.EKRoots = [][]byte{testRoot(t)}
+		return b.export(), p, nil
+	}},
+	{"enrolment.ak", "0", "another attestation key than the policy names", func(t *testing.T) (files, *verify.Policy, []verify.Receipt) {
+		b := newBuilder(t).enrolled().begin().events(5)
+		p := b.policy()
+		p.AKs = [][]byte{append([]byte{0, 11}, make([]byte, 32)...)}
+		return b.export(), p, nil
+	}},
+	{"enrolment.activation", "1", "a secret that is not the credential's", activated(func(_ *builder, a *attest.Activation, _ *record.Access) { a.Secret[0] ^= 1 })},
+	{"enrolment.activation", "1", "no secret, and yet it is said that the credential was opened", activated(func(_ *builder, a *attest.Activation, _ *record.Access) { a.Secret = nil })},
+	{"enrolment.activation", "1", "a secret, and yet it is said that the credential was not opened", activated(func(_ *builder, _ *attest.Activation, x *record.Access) { x.Denied = true })},
+	{"enrolment.activation", "1", "a credential for another attestation key", activated(func(_ *builder, a *attest.Activation, _ *record.Access) { a.Challenge.AKName[5] ^= 1 })},
+	{"enrolment.activation", "1", "a credential for another endorsement key", activated(func(_ *builder, a *attest.Activation, _ *record.Access) { a.Challenge.EK[5] ^= 1 })},
+	{"enrolment.activation", "1", "an activation in a log without a TPM", activated(func(b *builder, _ *attest.Activation, _ *record.Access) { b.genesis.TPM = nil })},
+}
+
+// activated is a log with an activation, the second entry, that was changed before it was logged.
+func activated(change func(*builder, *attest.Activation, *record.Access)) func(*testing.T) (files, *verify.Policy, []verify.Receipt) {
+	return func(t *testing.T) (files, *verify.Policy, []verify.Receipt) {
+		b := newBuilder(t).enrolled()
+		secret := bytes.Repeat([]byte{5}, 32)
+		a := attest.Activation{Secret: bytes.Clone(secret), Challenge: attest.CredentialChallenge{
+			AKName: bytes.Clone(b.genesis.TPM.AKName), Commitment: sha256.Sum256(secret), EK: sha256.Sum256(b.genesis.TPM.EK), V: 1,
+			Credential: attest.Credential{Blob: []byte{1}, Secret: []byte{2}},
+		}}
+		x := record.Access{Action: record.AccessActivate, By: record.Producer{UID: 7}, Role: "auditor"}
+		change(b, &a, &x)
+		b.begin()
+		var err error
+		x.Activation, err = a.Encode()
+		b.must(err)
+		body, err := record.MarshalCanonical(&x)
+		b.must(err)
+		b.add(record.KindAccess, nil, body)
+		return evidence(b, b.events(3).export())
+	}
+}
+
+// An activation that holds is no finding, and the report names it. So is one that was refused.
+func TestActivations(t *testing.T) {
+	t.Parallel()
+	f, p, _ := activated(func(*builder, *attest.Activation, *record.Access) {})(t)
+	rep := run(t, f, p)
+	want(t, rep, verify.OutcomeVerified)
+	refused, p, _ := activated(func(_ *builder, a *attest.Activation, x *record.Access) {
+		a.Secret, x.Denied, a.Challenge.EK[0] = nil, true, 7
+	})(t)
+	want(t, run(t, refused, p), verify.OutcomeVerified)
+}
+
+// testRoot is a certificate of an authority.
+func testRoot(t *testing.T) []byte {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, testKey(t, 9).Public(), testKey(t, 9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 func TestEachRuleIsBrokenAlone(t *testing.T) {

@@ -37,6 +37,7 @@ func (f *fold) enrol() {
 		return
 	}
 	f.head, f.enrolled, f.sealAt = headAt{r: f.r}, tpm, map[uint64]uint64{}
+	f.judgeEnrolment(tpm)
 	replay, err := attest.NewReplay(*tpm, f.r.origin, f.head.hash)
 	if err != nil {
 		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(0), Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
@@ -87,7 +88,7 @@ func (f *fold) summarizeSeals() {
 	case f.sealed == 0:
 		f.r.miss("no seal of the log holds", ClaimSeals, ClaimRollback)
 	default:
-		f.r.remark("seals: the attestation key is trusted because the genesis names it; its certificate was not checked against a manufacturer's")
+		f.remarkEnrolment()
 		f.r.remark("rollback: judged within this evidence; an older copy of the whole log can be told only by a receipt, an earlier export or a challenge")
 	}
 }

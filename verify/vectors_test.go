@@ -2,7 +2,10 @@ package verify_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io/fs"
 	"os"
@@ -130,7 +133,7 @@ func TestVectors(t *testing.T) {
 				}
 				given = append(given, verify.Receipt{Name: "receipt.json", Data: r[""]})
 			}
-			rep := run(t, f, c.policy(t, policy), given...)
+			rep := run(t, f, c.policy(t, policy, honest), given...)
 			if c.AnyFindings == nil {
 				want(t, rep, c.Verdict, c.Findings...)
 			} else if rep.Verdict != c.Verdict || len(rep.Findings) > 4 || !slices.ContainsFunc(rep.Findings, func(f verify.Finding) bool { return f.Rule == c.AnyFindings[0] }) {
@@ -143,8 +146,8 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// policy is the policy of a case. In its lines KEY and GENESIS stand for those of the evidence.
-func (c *vector) policy(t *testing.T, file []byte) *verify.Policy {
+// policy is the policy of a case. In its lines KEY, GENESIS, EKROOT and AKNAME stand for those of the evidence.
+func (c *vector) policy(t *testing.T, file []byte, honest files) *verify.Policy {
 	t.Helper()
 	switch {
 	case c.Policy == nil:
@@ -164,13 +167,26 @@ func (c *vector) policy(t *testing.T, file []byte) *verify.Policy {
 				genesis = words[1]
 			}
 		}
-		file = []byte(strings.NewReplacer("KEY", key, "GENESIS", genesis).Replace(strings.Join(lines, "\n")))
+		root, ak := lastCertificate(t, honest["enrolment/ek-chain.pem"]), sha256.Sum256(honest["enrolment/ak.tpmt"])
+		file = []byte(strings.NewReplacer("EKROOT", root, "KEY", key, "GENESIS", genesis, "AKNAME", fmt.Sprintf("000b%x", ak)).Replace(strings.Join(lines, "\n")))
 	}
 	p, err := verify.ParsePolicy(file)
 	if err != nil {
 		t.Fatal(fmt.Errorf("%s: %w", c.Name, err))
 	}
 	return p
+}
+
+// lastCertificate is the last certificate of a PEM file, in base64.
+func lastCertificate(t *testing.T, file []byte) (der string) {
+	t.Helper()
+	for b, rest := pem.Decode(file); b != nil; b, rest = pem.Decode(rest) {
+		der = base64.StdEncoding.EncodeToString(b.Bytes)
+	}
+	if der == "" {
+		t.Fatal("no certificate")
+	}
+	return der
 }
 
 // No byte of real evidence can be flipped, but in what is no evidence: the README, and another project's encoding of a seal.
