@@ -82,7 +82,7 @@ outcome unknown; 74 input/output.`,
 	flags.BoolVar(&t.json, "json", false, "print JSON instead of text")
 	flags.StringVar(&t.socket, "socket", "", "a socket of the appliance (default $BULLA_SOCKET, else "+defaultSocket+")")
 	flags.StringVar(&t.log, "log", "", "the log's origin; needed where the appliance has several")
-	root.AddCommand(t.appendCommand(), t.statusCommand(), t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.exportCommand(),
+	root.AddCommand(t.appendCommand(), t.statusCommand(), t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.attestCommand(), t.challengeCommand(), t.exportCommand(),
 		t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand())
 	return root
 }

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -21,30 +25,33 @@ func (t *tool) policyCommand() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  help,
 	}
-	var out string
+	var out, roots string
 	initialize := &cobra.Command{
 		Use:   "init",
 		Short: "Make a policy of what a running appliance says of itself",
 		Long: `init asks a running appliance for its verifier keys and its genesis, and makes a policy of them.
 
 What it writes is worth what the way to the appliance is worth: compare the genesis hash and the keys with what the ceremony's minutes
-or the operator's records say before trusting it. Do this once, when the log is made, and keep the file elsewhere.`,
-		Example: "  bulla policy init --out auditor.policy",
+or the operator's records say before trusting it. Do this once, when the log is made, and keep the file elsewhere.
+
+--ek-roots adds the authorities that certify TPMs' endorsement keys, from their makers: the log's TPM must then be certified by one.`,
+		Example: "  bulla policy init --out auditor.policy\n  bulla policy init --ek-roots tpm-makers.pem --out auditor.policy",
 		Args:    args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a, err := t.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return t.policyInit(cmd.Context(), a, out)
+			return t.policyInit(cmd.Context(), a, roots, out)
 		},
 	}
 	initialize.Flags().StringVar(&out, "out", "", "file to make; it must not exist (default: standard output)")
+	initialize.Flags().StringVar(&roots, "ek-roots", "", "PEM file of the authorities that certify TPMs' endorsement keys")
 	cmd.AddCommand(initialize)
 	return cmd
 }
 
-func (t *tool) policyInit(ctx context.Context, a *appliance, out string) error {
+func (t *tool) policyInit(ctx context.Context, a *appliance, roots, out string) error {
 	b, err := a.entry(ctx, 0)
 	if err != nil {
 		return err
@@ -52,6 +59,14 @@ func (t *tool) policyInit(ctx context.Context, a *appliance, out string) error {
 	p, words, err := policyOf(b)
 	if err != nil {
 		return coded(exitUnavailable, fmt.Errorf("the appliance's genesis: %w", err))
+	}
+	if roots != "" {
+		if p.EKRoots, err = readRoots(roots); err != nil {
+			return err
+		}
+		if err := endorsed(b, p); err != nil {
+			return coded(exitTampered, fmt.Errorf("the appliance's TPM, by the authorities in %s: %w", roots, err))
+		}
 	}
 	text, err := p.MarshalText()
 	if err != nil {
@@ -69,6 +84,49 @@ func (t *tool) policyInit(ctx context.Context, a *appliance, out string) error {
 	}
 	fmt.Fprintln(t.err, "bulla: this policy rests on the appliance's own word: compare the genesis hash with the minutes of the ceremony")
 	return nil
+}
+
+// endorsed checks that the TPM that a genesis enrols is certified as a policy demands.
+func endorsed(entry []byte, p *verify.Policy) error {
+	e, err := record.ParseEntry(entry)
+	if err != nil {
+		return err
+	}
+	state, err := ceremony.State{}.Apply(e, record.LeafHash(entry))
+	if err != nil {
+		return err
+	}
+	if state.Policy.TPM == nil {
+		return errors.New("it has none")
+	}
+	return p.Endorses(state.Policy.TPM)
+}
+
+// maxRoots bounds a file of authorities' certificates, in bytes.
+const maxRoots = 1 << 20
+
+// readRoots reads the self-signed certificates in a PEM file. Those between them and an endorsement key are in the enrolment.
+func readRoots(path string) (roots [][]byte, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, usagef("%w", err)
+	}
+	if len(text) > maxRoots {
+		return nil, usagef("%s: %d bytes are more than %d", path, len(text), maxRoots)
+	}
+	for b, rest := pem.Decode(text); b != nil; b, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(b.Bytes)
+		if err != nil {
+			return nil, usagef("%s: %w", path, err)
+		}
+		if bytes.Equal(c.RawIssuer, c.RawSubject) {
+			roots = append(roots, c.Raw)
+		}
+	}
+	if len(roots) == 0 {
+		return nil, usagef("%s: no self-signed certificate in PEM form", path)
+	}
+	return roots, nil
 }
 
 // policyOf is the policy that trusts a log from its genesis on, and the genesis's hash in words.
