@@ -8,6 +8,8 @@ type Machine struct {
 	Clock   *ClockStatus   `json:"clock,omitempty"`
 	Seal    *SealStatus    `json:"seal,omitempty"` // absent without a TPM
 	HSM     map[string]any `json:"hsm,omitempty"`  // health by token
+
+	SelfCheck []SelfCheckStatus `json:"selfcheck,omitempty"` // by log
 }
 
 // SealStatus is how sealing is doing.

@@ -29,7 +29,8 @@ type config struct {
 	Clock   struct {
 		Sources []map[string]any `toml:"source"`
 	} `toml:"clock"`
-	Logs []logConfig `toml:"log"`
+	Logs      []logConfig    `toml:"log"`
+	SelfCheck map[string]any `toml:"selfcheck,omitempty"`
 }
 
 type logConfig struct {

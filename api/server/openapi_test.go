@@ -98,7 +98,7 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 		t.Error(err)
 	}
 	for _, v := range []any{api.Failure{}, api.FailureDetail{}, api.Page{}, api.Seals{}, api.Challenge{}, api.Sealed{}, api.Activated{}, api.Status{}, api.LogStatus{},
-		api.Machine{}, api.SealStatus{}, attest.CredentialChallenge{}, attest.Activation{}, record.Event{}} {
+		api.Machine{}, api.SealStatus{}, api.SelfCheckStatus{}, api.CheckRound{}, attest.CredentialChallenge{}, attest.Activation{}, record.Event{}} {
 		var want []string
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {

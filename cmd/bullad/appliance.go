@@ -35,7 +35,9 @@ type appliance struct {
 	sealer  *ledger.Sealer // nil without a TPM
 	machine *tpm.Machine   // as enrolled; nil without a TPM
 	exe     record.Hash    // of the running executable
-	config  record.Hash    // of the configuration file
+
+	selfCheck *ledger.SelfCheck
+	config    record.Hash // of the configuration file
 }
 
 type openLog struct {
@@ -80,6 +82,7 @@ func (a *appliance) open(ctx context.Context, path string) (err error) {
 		}
 		a.logs = append(a.logs, &openLog{lc, l})
 	}
+	a.openSelfCheck()
 	if err := a.openMonitor(); err != nil {
 		return err
 	}
@@ -143,6 +146,7 @@ func (a *appliance) serve(ctx context.Context, ready func()) error {
 	if a.sealer != nil {
 		g.Go(func() error { return a.sealer.Run(ctx) })
 	}
+	g.Go(func() error { return a.selfCheck.Run(ctx) })
 	for _, l := range a.logs {
 		g.Go(func() error {
 			select {

@@ -21,6 +21,8 @@ type Config struct {
 	TPM     TPMConfig     `toml:"tpm"`
 	Clock   ClockConfig   `toml:"clock"`
 	Logs    []LogConfig   `toml:"log"`
+
+	SelfCheck SelfCheckConfig `toml:"selfcheck"`
 }
 
 // SocketsConfig says where sign.sock and http.sock lie.
@@ -112,6 +114,9 @@ func (c *Config) validate() error {
 		return errors.New("sockets.directory: name the directory for sign.sock and http.sock, as /run/bulla")
 	case len(c.Logs) == 0:
 		return errors.New("log: at least one [[log]] is needed")
+	}
+	if err := c.SelfCheck.validate(); err != nil {
+		return err
 	}
 	for i := range c.Clock.Sources {
 		s := &c.Clock.Sources[i]

@@ -22,6 +22,7 @@ func (a *appliance) machineStatus() *api.Machine {
 			out.Seal.AgeSeconds = &age
 		}
 	}
+	out.SelfCheck = a.selfCheckStatus()
 	for id, t := range a.devices.tokens {
 		_, name, _ := bytes.Cut([]byte(id), []byte("\n"))
 		out.HSM[string(name)] = t.Health()
@@ -60,7 +61,7 @@ func clockStatus(s ntp.Status) *api.ClockStatus {
 
 // gauges are the machine's numbers for /metrics.
 func (a *appliance) gauges() []server.Gauge {
-	out := clockGauges(a.monitor.Status())
+	out := append(clockGauges(a.monitor.Status()), a.selfCheckGauges()...)
 	if a.sealer == nil {
 		return out
 	}
