@@ -5,6 +5,8 @@
 //	tpms.go     the TPM's own structures, parsed strictly (TPM 2.0 Library, Part 2)
 //	check.go    one seal by itself, and seals in the order of a log
 //	ek.go       endorsement keys, and the credential that ties an attestation key to one
+//	activate.go the documents of credential activation      challenge.go  the answer to a live challenge
+//	eventlog.go what was measured while the machine started, replayed; eventlogima.go what the kernel measured since
 //	files.go    the same evidence as files, for standard tools
 //
 // A seal is two signatures by the attestation key (AK), a restricted key that signs only what the TPM itself says. A is NV_Certify of
