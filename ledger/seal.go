@@ -20,6 +20,12 @@ func (s *Sealer) Seal(ctx context.Context, reason string, nonce []byte) (uint64,
 	defer s.mu.Unlock()
 	number, err := s.seal(ctx, reason, nonce)
 	s.note(err)
+	if err == nil && reason == ReasonStart {
+		s.started = true
+		if s.cfg.Started != nil {
+			s.cfg.Started(s.published)
+		}
+	}
 	return number, err
 }
 
@@ -187,7 +193,7 @@ func (s *Sealer) quote(ctx context.Context, p *pendingSeal, st *attest.Statement
 		return false, fmt.Errorf("%w: PCR %d is neither before nor after the pending seal %d: another program extends it, or an old file was put back", ErrRollback, st.PCR.Index, st.Number)
 	}
 	// 5. Quote.
-	q, err := s.cfg.TPM.Quote(ctx, s.cfg.Policy.PCRs, digest)
+	q, err := s.cfg.TPM.Quote(ctx, s.selection(st), digest)
 	if err != nil {
 		return false, fmt.Errorf("quoting: %w", err)
 	}
@@ -204,6 +210,16 @@ func (s *Sealer) quote(ctx context.Context, p *pendingSeal, st *attest.Statement
 		return false, err
 	}
 	return false, nil
+}
+
+// selection are the PCRs that a seal quotes: those of the policy, and at a start those of boot.
+func (s *Sealer) selection(st *attest.Statement) []int {
+	if st.Reason != ReasonStart {
+		return s.cfg.Policy.PCRs
+	}
+	all := slices.Concat(s.cfg.Policy.PCRs, s.cfg.Boot)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // abandonPending gives up a seal that a reset of the machine interrupted. The next one lists it.
@@ -237,6 +253,7 @@ func (s *Sealer) publish(ctx context.Context, p *pendingSeal, st *attest.Stateme
 	if err != nil {
 		return err
 	}
+	s.published = body
 	s.state.Last, s.state.Pending, s.state.Abandoned, s.state.Intent = last, nil, nil, 0
 	if err := s.save(); err != nil {
 		return err

@@ -37,6 +37,10 @@ type SealerConfig struct {
 	Logs     []*Ledger  // every log of the daemon
 	Policy   ceremony.SealPolicy
 	Software attest.Software // the daemon's claim about itself
+	// Boot are further PCRs that the first seal of a start quotes, ascending: what was measured while the machine started, and since.
+	Boot []int
+	// Started is told the first seal of the start, the body of its entry, when every log has it; it must not wait. Nil: not told.
+	Started func(seal []byte)
 }
 
 // Sealer has the machine's TPM attest the heads of all logs of the daemon, as DESIGN section 7 in docs/formats.md describes. There is
@@ -51,6 +55,8 @@ type Sealer struct {
 	state       sealerState
 	sizes       map[string]uint64 // each log's size behind its last seal
 	incremented time.Time         // when the counter last grew; zero: not by this process
+	started     bool              // this process has made the seal of its start
+	published   []byte            // body of the last seal
 
 	statusMu sync.Mutex
 	status   SealerStatus
@@ -203,6 +209,8 @@ func (s *Sealer) due(interval bool) string {
 		return ReasonIncrement
 	case !interval:
 		return ""
+	case !s.started: // the TPM did not answer then
+		return ReasonStart
 	case s.state.Pending != nil:
 		return ReasonInterval
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -342,4 +343,80 @@ func put(t *testing.T, path string, b []byte) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The first seal of a start quotes what was measured while the machine started too, and is told; those after it keep to the policy. A
+// start whose TPM does not answer is made up for.
+func TestFirstSealOfAStart(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	l := open(t, m.d, m.log)
+	defer closed(t, l)
+	device, err := m.tpm.Attach(t.Context(), l.State().Policy.TPM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.policy.Interval = int64(10 * time.Millisecond)
+	told := make(chan []byte, 10)
+	s, err := ledger.OpenSealer(ledger.SealerConfig{
+		Path: m.sealerPath(), TPM: &silentTPM{TPM: device, left: 2}, Logs: []*ledger.Ledger{l}, Policy: m.policy,
+		Boot: []int{0, 1, 10}, Started: func(seal []byte) { told <- seal },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runUntilSealed(t, s)
+	if _, err := s.Seal(t.Context(), ledger.ReasonDemand, nil); err != nil {
+		t.Fatal(err)
+	}
+	first, err := attest.ParseSeal(<-told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 0 {
+		t.Error("a seal that is not of the start was told")
+	}
+	if got := selected(first); !slices.Equal(got, []int{0, 1, 2, 4, 7, 10, sealPCR}) {
+		t.Errorf("the first seal quotes %v", got)
+	}
+	i, _, err := l.LastKind(record.KindSeal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Entry(i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := record.ParseEntry(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := attest.ParseSeal(e.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := selected(later); !slices.Equal(got, m.policy.PCRs) {
+		t.Errorf("a later seal quotes %v", got)
+	}
+	replay(t, l)
+}
+
+func selected(s *attest.Seal) (out []int) {
+	for _, p := range s.PCRs {
+		out = append(out, p.Index)
+	}
+	return out
+}
+
+// silentTPM does not certify its counter so many times.
+type silentTPM struct {
+	attest.TPM
+	left int
+}
+
+func (s *silentTPM) CertifyCounter(ctx context.Context, x [32]byte) (attest.Signed, error) {
+	if s.left--; s.left >= 0 {
+		return attest.Signed{}, errors.New("no answer")
+	}
+	return s.TPM.CertifyCounter(ctx, x)
 }
