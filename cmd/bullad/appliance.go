@@ -34,6 +34,7 @@ type appliance struct {
 	logs    []*openLog
 	sealer  *ledger.Sealer // nil without a TPM
 	machine *tpm.Machine   // as enrolled; nil without a TPM
+	boot    *boot          // what was measured at boot; nil without a TPM
 	exe     record.Hash    // of the running executable
 
 	selfCheck *ledger.SelfCheck
@@ -145,6 +146,7 @@ func (a *appliance) serve(ctx context.Context, ready func()) error {
 	g.Go(func() error { return a.monitor.Run(ctx) })
 	if a.sealer != nil {
 		g.Go(func() error { return a.sealer.Run(ctx) })
+		g.Go(func() error { return a.recordBoot(ctx) })
 	}
 	g.Go(func() error { return a.selfCheck.Run(ctx) })
 	for _, l := range a.logs {

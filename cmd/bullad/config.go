@@ -35,6 +35,9 @@ type SocketsConfig struct {
 type TPMConfig struct {
 	Device string `toml:"device"` // /dev/tpmrm0, or unix:PATH of an swtpm
 	Roots  string `toml:"roots"`  // PEM file of the EK certificate authorities, needed by init
+
+	EventLog string `toml:"event_log,omitempty"` // the boot event log; absent: the kernel's, if there is one
+	IMAList  string `toml:"ima_list,omitempty"`  // the IMA list; absent: the kernel's, if there is one
 }
 
 // ClockConfig names the time sources.

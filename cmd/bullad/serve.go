@@ -146,9 +146,13 @@ func (a *appliance) openSealer(ctx context.Context) error {
 	if a.machine, err = a.devices.tpm.Attach(ctx, state.Policy.TPM); err != nil {
 		return err
 	}
+	if a.boot, err = readBoot(a.cfg.TPM); err != nil {
+		return err
+	}
 	cfg := ledger.SealerConfig{
 		Path: filepath.Join(a.cfg.State, sealerFile), TPM: a.machine, Policy: state.Policy.Seal,
 		Software: attest.Software{Config: a.config, Exe: a.exe},
+		Boot:     a.boot.pcrs(state.Policy.TPM.PCR), Started: a.boot.started,
 	}
 	for _, l := range a.logs {
 		cfg.Logs = append(cfg.Logs, l.Ledger)
