@@ -113,6 +113,7 @@ type Ledger struct {
 	hold      atomic.Pointer[Refusal] // why events are refused at the moment, by order of the sealer
 	queue     *queue
 	stats     stats
+	readers   readers
 
 	resnapshot atomic.Bool // the next snapshot of streams must cover all of them
 

@@ -194,6 +194,7 @@ type stats struct {
 	mu    sync.Mutex
 	s     Stats
 	fault string
+	code  record.Code // of the fault; "" if it has none
 }
 
 func (s *stats) snapshot() (Stats, string) {
@@ -222,7 +223,17 @@ func (s *stats) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.s.Faults++
-	s.fault = err.Error()
+	s.fault, s.code = err.Error(), ""
+	if r, ok := err.(*Refusal); ok {
+		s.code = r.Code
+	}
+}
+
+// lastFault is the last failure of device or disk, and the code that it is refused with.
+func (s *stats) lastFault() (record.Code, string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.code, s.fault
 }
 
 // refused counts a refusal, and passes the error on.

@@ -99,13 +99,17 @@ type Access struct {
 	Action string `json:"action"` // what was done, in the form of an event's type: read, search, export, challenge, activate
 	// Activation is the transcript of a credential activation, an object; package attest reads it. Only the action activate has it.
 	Activation json.RawMessage `json:"activation,omitzero"`
-	By         Producer        `json:"by"`              // who
-	From       *uint64         `json:"from,omitzero"`   // first index
-	Query      string          `json:"query,omitzero"`  // the search or nonce as it was given, at most MaxMessage bytes
-	Role       string          `json:"role"`            // auditor, officer or operator
-	To         *uint64         `json:"to,omitzero"`     // first index not read
-	Denied     bool            `json:"denied,omitzero"` // it was tried and refused
+	By         Producer        `json:"by"`               // who
+	From       *uint64         `json:"from,omitzero"`    // first index
+	Purpose    string          `json:"purpose,omitzero"` // what for, as the reader states it, at most MaxPurpose bytes
+	Query      string          `json:"query,omitzero"`   // the search or nonce as it was given, at most MaxMessage bytes
+	Role       string          `json:"role"`             // auditor, officer or operator
+	To         *uint64         `json:"to,omitzero"`      // first index not read
+	Denied     bool            `json:"denied,omitzero"`  // it was tried and refused
 }
+
+// MaxPurpose bounds a stated purpose, in bytes.
+const MaxPurpose = 512
 
 // AccessActivate is the action of an auditor who had a credential activated.
 const AccessActivate = "activate"
@@ -138,7 +142,7 @@ func (a *Access) Check() error {
 	if a.From != nil && *a.From > MaxInt || a.To != nil && *a.To > MaxInt || a.From != nil && a.To != nil && *a.From > *a.To {
 		return refuse("to", "must not be before from, and at most 2^53-1")
 	}
-	return checkTexts(text{"query", a.Query, MaxMessage})
+	return checkTexts(text{"purpose", a.Purpose, MaxPurpose}, text{"query", a.Query, MaxMessage})
 }
 
 // Blob is the body of an entry of kind blob: one part of evidence that is too large for one entry. Other entries refer to the

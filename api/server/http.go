@@ -116,6 +116,7 @@ type call struct {
 	r      *http.Request
 	caller *ledger.Caller
 	log    *Log
+	gives  *disclosure // what the answer gives out of the log, if it does
 }
 
 // handler serves all routes.
@@ -303,12 +304,13 @@ func fail(w http.ResponseWriter, status int, r *ledger.Refusal) {
 }
 
 // mayRead refuses callers without a role that reads entries. Checkpoints, tiles of hashes, status, health and metrics are for whoever
-// may open the socket: they have nothing in them that a producer said. What auditors read will be recorded here.
+// may open the socket: they have nothing in them that a producer said. What is read of entries is recorded: see disclose.
 func (c *call) mayRead() error {
 	state := c.log.Ledger.State()
 	r := state.Roles(c.caller.UID, c.caller.Groups)
 	if r.Auditor || r.Operator || r.Officer {
-		return nil
+		_, err := c.purpose()
+		return err
 	}
 	why := fmt.Sprintf("uid %d may not read entries of %s: its policy makes it neither auditor, operator nor officer", c.caller.UID, c.log.Ledger.Origin())
 	if !slices.ContainsFunc(state.Policy.Roles, func(r ceremony.Role) bool { return r.Name != ceremony.Producer }) {
@@ -380,6 +382,11 @@ func (c *call) send(kind string, get func() ([]byte, error)) error {
 		return busy(c.s.limits.backoff, "too many answers wait to be read")
 	}
 	defer c.s.http.put(c.caller.UID, len(b))
+	if c.gives != nil {
+		if err := c.disclose(c.gives); err != nil {
+			return err
+		}
+	}
 	c.w.Header().Set("Content-Type", kind)
 	return c.write(b)
 }

@@ -63,6 +63,7 @@ func (c *call) entries() error {
 			}
 		}
 		next := from + uint64(len(entries))
+		c.gives = &disclosure{action: actionRead, from: from, to: next, entries: entries}
 		return appendPage(entries, next, size, len(entries) > 0 && next < size), nil
 	})
 }
@@ -90,6 +91,9 @@ func (c *call) entriesOf(kind record.Kind, from uint64, limit int) error {
 				return nil, err
 			}
 			entries, total = append(entries, b), total+len(b)
+		}
+		if len(entries) > 0 {
+			c.gives = &disclosure{action: actionRead, query: "kind=" + string(kind), from: indices[0], to: indices[len(entries)-1] + 1}
 		}
 		if len(entries) < len(indices) {
 			return appendPage(entries, indices[len(entries)], size, true), nil
@@ -141,7 +145,11 @@ func (c *call) entry() error {
 	if err != nil {
 		return err
 	}
-	return c.send("application/json", func() ([]byte, error) { return c.log.Ledger.Entry(i) })
+	return c.send("application/json", func() ([]byte, error) {
+		b, err := c.log.Ledger.Entry(i)
+		c.gives = &disclosure{action: actionRead, from: i, to: i + 1, entries: [][]byte{b}}
+		return b, err
+	})
 }
 
 // proof writes an entry's receipt under the current checkpoint, as JSON or, where text is asked for, as a C2SP tlog-proof.
@@ -160,6 +168,9 @@ func (c *call) proof() error {
 	}
 	return c.send(kind, func() ([]byte, error) {
 		r, err := c.receipt(i)
+		if err == nil {
+			c.gives = &disclosure{action: actionRead, from: i, to: i + 1, entries: [][]byte{r.Entry}}
+		}
 		switch {
 		case err != nil:
 			return nil, err
@@ -211,6 +222,14 @@ func (c *call) tile() error {
 	}
 	return c.send("application/octet-stream", func() ([]byte, error) {
 		b, err := c.log.Ledger.Tile(tlog.Tile{H: 8, L: t.L, N: t.N, W: t.W})
+		if err == nil && t.L < 0 {
+			raw, err := record.ParseBundle(b)
+			if err != nil {
+				return nil, err
+			}
+			from := uint64(t.N) << 8
+			c.gives = &disclosure{action: actionExport, from: from, to: from + uint64(t.W), entries: raw}
+		}
 		if err == nil {
 			c.w.Header().Set("Cache-Control", "max-age=31536000, immutable")
 		}

@@ -70,6 +70,11 @@ func (c *call) makeSeal(reason string, nonce []byte) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), sealTime) // a client that goes away leaves no seal half made
 	defer cancel()
+	if nonce != nil { // what the seal attests has it
+		if err := c.recordChallenge(ctx, nonce); err != nil {
+			return err
+		}
+	}
 	number, err := c.s.cfg.Seal(ctx, reason, nonce)
 	if err != nil {
 		var r *ledger.Refusal
@@ -93,4 +98,20 @@ func (c *call) makeSeal(reason string, nonce []byte) error {
 	}
 	writeJSON(c.w, http.StatusCreated, out)
 	return nil
+}
+
+// recordChallenge records in every log who challenges the machine, and with what.
+func (c *call) recordChallenge(ctx context.Context, nonce []byte) error {
+	role, err := c.auditing()
+	if err != nil {
+		return err
+	}
+	purpose, err := c.purpose()
+	if err != nil {
+		return err
+	}
+	_, err = c.recordAccess(ctx, &record.Access{
+		Action: actionChallenge, By: c.caller.Producer, Purpose: purpose, Query: base64.StdEncoding.EncodeToString(nonce), Role: role,
+	})
+	return err
 }
