@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"maps"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -23,6 +25,9 @@ type chip struct {
 	pcr     record.Hash
 	number  uint64
 	quote   record.Hash
+
+	boot map[int]record.Hash // further PCRs; the next seal is the first of a start and quotes them
+	exe  record.Hash         // that the daemon claims
 }
 
 const sealPCR = 13
@@ -116,16 +121,30 @@ func (b *builder) sealed(head attest.Head) []byte {
 	st := attest.Statement{
 		Counter: attest.StatementCounter{Attest: sha256.Sum256(counter.Attest), Name: counterName}, Logs: logs, Number: c.number,
 		PCR: attest.StatementPCR{Before: c.pcr, Index: sealPCR}, Previous: c.quote, Reason: "interval", V: 1,
+		Software: attest.Software{Exe: c.exe},
+	}
+	if c.boot != nil {
+		st.Reason = "start"
 	}
 	statement, err := st.Encode()
 	b.must(err)
 	digest := sha256.Sum256(statement)
 	c.pcr = attest.ExtendPCR(c.pcr, digest)
-	values := []attest.PCRValue{{Index: 0}, {Index: sealPCR, Value: c.pcr}}
+	all := maps.Clone(c.boot)
+	if c.boot = nil; all == nil {
+		all = map[int]record.Hash{0: {}}
+	}
+	all[sealPCR] = c.pcr
+	var values []attest.PCRValue
+	selected := make([]byte, 3)
+	for _, pcr := range slices.Sorted(maps.Keys(all)) {
+		values = append(values, attest.PCRValue{Index: pcr, Value: all[pcr]})
+		selected[pcr/8] |= 1 << (pcr % 8)
+	}
 	sum := attest.PCRDigest(values)
 	q := b.attested(tpm2.TPMSTAttestQuote, digest)
 	q.Attested = tpm2.NewTPMUAttest(tpm2.TPMSTAttestQuote, &tpm2.TPMSQuoteInfo{
-		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{1, 1 << (sealPCR - 8), 0}}}},
+		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: selected}}},
 		PCRDigest: tpm2.TPM2BDigest{Buffer: sum[:]},
 	})
 	quote := b.signed(q)

@@ -28,6 +28,7 @@ type fold struct {
 	sealAt    map[uint64]uint64
 	endorsed  bool     // by an authority that the policy names
 	activated []uint64 // entries with a credential that the TPM opened; the last few
+	boots     boots
 
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC
@@ -51,10 +52,14 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 	if e.Kind == record.KindEvent && e.Producer != nil {
 		f.role(e)
 	}
-	if e.Kind == record.KindAccess {
+	switch e.Kind {
+	case record.KindAccess:
 		f.activation(e)
-	}
-	if e.Kind == record.KindSeal {
+	case record.KindBlob:
+		f.boots.blob(e)
+	case record.KindSystem:
+		f.boots.system(e)
+	case record.KindSeal:
 		return f.seal(ctx, e)
 	}
 	return nil

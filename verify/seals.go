@@ -73,6 +73,7 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 		var number uint64
 		f.sealed, number = f.replay.Sealed()
 		f.sealAt[number] = e.Index
+		f.boots.seal(e.Body)
 		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
 	}
 	return nil
@@ -89,6 +90,7 @@ func (f *fold) summarizeSeals() {
 		f.r.miss("no seal of the log holds", ClaimSeals, ClaimRollback)
 	default:
 		f.remarkEnrolment()
+		f.boots.remark(f.r)
 		f.r.remark("rollback: judged within this evidence; an older copy of the whole log can be told only by a receipt, an earlier export or a challenge")
 	}
 }

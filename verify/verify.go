@@ -13,7 +13,7 @@
 //	chain.go    judging them one after the other: links, tree, and which of two witnesses of a hash is wrong
 //	fold.go     what only the order of entries shows: governance, time, seals
 //	head.go     the checkpoint: format and signatures
-//	seals.go    what the TPM attested; enrolment.go why it is trusted
+//	seals.go    what the TPM attested; enrolment.go why it is trusted; boot.go what was measured
 //	history.go  roots and leaf hashes of earlier sizes, as they were judged
 //	receipts.go receipts held outside the log
 //	rest.go     files that the head does not need; copies.go those of seals for standard tools
