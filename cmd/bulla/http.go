@@ -20,6 +20,8 @@ type appliance struct {
 	prefix string // of the paths of one log
 	log    api.LogStatus
 	status api.Status
+
+	purpose string // of what is read
 }
 
 // answerLimit bounds what is read of one answer, in bytes: a page of the largest entries.
@@ -53,7 +55,7 @@ func (t *tool) reach(ctx context.Context) (*appliance, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
 	}
-	a := &appliance{client: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: fetchers, DisableCompression: true}}}
+	a := &appliance{purpose: t.purpose, client: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: fetchers, DisableCompression: true}}}
 	if err := a.getJSON(ctx, "/v1/status", &a.status); err != nil {
 		return nil, err
 	}
@@ -77,6 +79,7 @@ func (a *appliance) do(ctx context.Context, method, path, accept string, body io
 	if accept != "" {
 		req.Header.Set("Accept", accept)
 	}
+	a.state(req)
 	res, err := a.client.Do(req)
 	if err != nil {
 		var op *net.OpError
