@@ -239,16 +239,18 @@ func (r readHashes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
-// powerCut returns a copy of the log file as it is now: what a machine would find that lost power at this moment.
+// powerCut returns a copy of the log as it is now: what a machine would find that lost power at this moment.
 func powerCut(t testing.TB, path string) string {
 	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
 	to := filepath.Join(t.TempDir(), "survived.db")
-	if err := os.WriteFile(to, b, 0o600); err != nil {
-		t.Fatal(err)
+	for _, suffix := range []string{"-wal", ""} { // in this order: what is moved meanwhile is in both
+		b, err := os.ReadFile(path + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to+suffix, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return to
 }

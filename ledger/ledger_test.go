@@ -337,22 +337,21 @@ func TestOpenFindsTampering(t *testing.T) {
 		if n == 0 {
 			t.Fatalf("%q is not in the file", victim)
 		}
-		tampered := filepath.Join(t.TempDir(), "tampered.db")
+		tampered := powerCut(t, path)
 		if err := os.WriteFile(tampered, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err := store.Open(tampered)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := ledger.Open(d.config(), s); !errors.Is(err, ledger.ErrInconsistent) {
-			t.Errorf("after changing %q: %v", victim, err)
-		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-		if after, err := os.ReadFile(tampered); err != nil || !bytes.Equal(after, b) {
-			t.Errorf("opening repaired the file (%v)", err)
+		for range 2 { // opening repairs nothing
+			s, err := store.Open(tampered)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ledger.Open(d.config(), s); !errors.Is(err, ledger.ErrInconsistent) {
+				t.Errorf("after changing %q: %v", victim, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }

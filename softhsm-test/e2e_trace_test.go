@@ -36,7 +36,7 @@ func TestSyncBeforeReceipt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := checkSyncOrder(string(b), filepath.Join(appliance, "dev.db"), appends); err != nil {
+	if err := checkSyncOrder(string(b), filepath.Join(appliance, "dev.db-wal"), appends); err != nil {
 		t.Error(err)
 	}
 }
@@ -47,7 +47,6 @@ func mark(n int) string { return fmt.Sprintf("mark-%04d.", n) }
 var (
 	traced  = regexp.MustCompile(`^(\d+) +(?:(\w+)\((\d+)<([^>]*)>(.*)|<\.\.\. (\w+) resumed>(.*))$`)
 	outcome = regexp.MustCompile(`\) += (-?\d+)[^"]*$`)
-	offset  = regexp.MustCompile(`, (\d+)\) += \d+$`)
 )
 
 // call is a system call in a trace.
@@ -57,15 +56,12 @@ type call struct {
 }
 
 // checkSyncOrder reads a trace by strace -f -y of a daemon that took n events, one after the other, as requests 1 to n of one connection
-// of sign.sock. Each answer must begin only after the event's page was written to the log file and synced, and after the meta page that
-// makes it part of the log was written and synced: the store commits in these two steps.
+// of sign.sock. Each answer must begin only after the event's record was written to the write-ahead file, and that was synced.
 func checkSyncOrder(trace, log string, n int) error {
 	const (
-		waiting  = iota // for the event's page
-		written         // the page is in the file
-		synced          // and on the disk
-		promoted        // the meta page that points to it is in the file
-		durable         // and on the disk
+		waiting = iota // for the event's record
+		written        // it is in the file
+		durable        // and on the disk
 	)
 	pending := map[string]call{}
 	next, state := 1, waiting
@@ -104,16 +100,12 @@ func checkSyncOrder(trace, log string, n int) error {
 		}
 		switch c.name {
 		case "pwrite64":
-			at := offset.FindStringSubmatch(c.text)
-			meta := at != nil && (at[1] == "0" || at[1] == "4096")
-			if state == waiting && !meta && strings.Contains(c.text, mark(next)) {
+			if state == waiting && strings.Contains(c.text, mark(next)) {
 				state = written
-			} else if state == synced && meta {
-				state = promoted
 			}
 		case "fdatasync", "fsync":
-			if c.state == state && (state == written || state == promoted) {
-				state++
+			if c.state == written && state == written {
+				state = durable
 			}
 		}
 	}
@@ -126,13 +118,13 @@ func checkSyncOrder(trace, log string, n int) error {
 func TestCheckSyncOrder(t *testing.T) {
 	t.Parallel()
 	const (
-		page   = "7 pwrite64(16</d/dev.db>, \"\\0{\\\"mark\\\":\\\"mark-0001.\\\"}\", 4096, 8192) = 4096\n"
-		other  = "7 pwrite64(16</d/dev.db>, \"\\0{\\\"mark\\\":\\\"mark-0002.\\\"}\", 4096, 8192) = 4096\n"
-		meta   = "7 pwrite64(16</d/dev.db>, \"\\0\\0\", 4096, 4096) = 4096\n"
-		sync   = "7 fdatasync(16</d/dev.db>) = 0\n"
-		begun  = "7 fdatasync(16</d/dev.db> <unfinished ...>\n"
+		entry  = "7 pwrite64(16</d/dev.db-wal>, \"\\0{\\\"mark\\\":\\\"mark-0001.\\\"}\", 4096, 8192) = 4096\n"
+		other  = "7 pwrite64(16</d/dev.db-wal>, \"\\0{\\\"mark\\\":\\\"mark-0002.\\\"}\", 4096, 8192) = 4096\n"
+		moved  = "7 pwrite64(14</d/dev.db>, \"\\0{\\\"mark\\\":\\\"mark-0001.\\\"}\", 4096, 8192) = 4096\n7 fdatasync(14</d/dev.db>) = 0\n"
+		sync   = "7 fdatasync(16</d/dev.db-wal>) = 0\n"
+		begun  = "7 fdatasync(16</d/dev.db-wal> <unfinished ...>\n"
 		ended  = "7 <... fdatasync resumed>)          = 0\n"
-		broken = "7 fdatasync(16</d/dev.db>) = -1 EIO (Input/output error)\n"
+		broken = "7 fdatasync(16</d/dev.db-wal>) = -1 EIO (Input/output error)\n"
 		seal   = "7 fdatasync(12</d/sealer.json>) = 0\n"
 		answer = "9 write(22<socket:[99]>, \"\\0\\0\\1\\0{\\\"id\\\":1,\\\"status\\\":\\\"ok\\\",\\\"checkpoint\\\":\\\"x\\\"}\", 260) = 260\n"
 		early  = "9 write(22<socket:[99]>, \"\\0\\0\\1\\0{\\\"id\\\":1,\\\"status\\\":\\\"ok\\\",\\\"checkpoint\\\":\\\"x\\\"}\", 260 <unfinished ...>\n"
@@ -143,23 +135,22 @@ func TestCheckSyncOrder(t *testing.T) {
 		trace string
 		ok    bool
 	}{
-		"in order":                       {page + sync + noise + meta + sync + answer, true},
-		"interleaved, in order":          {page + begun + noise + ended + meta + begun + noise + ended + early + late, true},
-		"nothing synced":                 {page + meta + answer + sync + sync, false},
-		"before the second sync":         {page + sync + meta + answer + sync, false},
-		"begun before the second sync":   {page + sync + meta + early + sync + late, false},
-		"while the second sync runs":     {page + sync + meta + begun + answer + ended, false},
-		"one sync only":                  {page + meta + sync + answer, false},
-		"the second sync failed":         {page + sync + meta + broken + answer, false},
-		"another file was synced":        {page + sync + meta + seal + answer, false},
-		"another event's commit":         {other + sync + meta + sync + answer, false},
-		"the page after its commit":      {sync + meta + sync + page + answer, false},
-		"a sync from before the write":   {begun + page + ended + meta + sync + answer, false},
-		"never acknowledged":             {page + sync + meta + sync, false},
+		"in order":                       {entry + noise + sync + answer, true},
+		"interleaved, in order":          {entry + begun + noise + ended + early + late, true},
+		"not synced":                     {entry + answer + sync, false},
+		"begun before the sync":          {entry + early + sync + late, false},
+		"while the sync runs":            {entry + begun + answer + ended, false},
+		"the sync failed":                {entry + broken + answer, false},
+		"another file was synced":        {entry + seal + answer, false},
+		"only in the other file":         {moved + answer, false},
+		"another event's commit":         {other + sync + answer, false},
+		"the entry after its sync":       {sync + entry + answer, false},
+		"a sync from before the write":   {begun + entry + ended + answer, false},
+		"never acknowledged":             {entry + sync, false},
 		"a trace of nothing":             {"", false},
-		"resumed what was never started": {page + sync + meta + ended + answer, false},
+		"resumed what was never started": {entry + ended + answer, false},
 	} {
-		if err := checkSyncOrder(test.trace, "/d/dev.db", 1); (err == nil) != test.ok {
+		if err := checkSyncOrder(test.trace, "/d/dev.db-wal", 1); (err == nil) != test.ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -1,17 +1,17 @@
-// Package store keeps one log in one bbolt file.
+// Package store keeps one log in one bbolt file, and a write-ahead file beside it that takes commits first.
 //
 // It knows bytes, numbers and order, not what they mean: everything it returns is unverified until package record has parsed it
 // and the ledger, or a verifier, has checked it. The layout:
 //
-//	log/      v, origin, head (the signed checkpoint over everything in the file)
-//	batches/  first index (8 bytes, big endian) -> a sub-bucket a batch:
+//	log/      v, origin, wal (the mark of the write-ahead file, while the log is open), head (the signed checkpoint over everything in the file)
+//	batches/  first index (8 bytes, big endian) -> a sub-bucket for consecutive batches:
 //	              index (8 bytes) -> entry bytes
 //	              "h"             -> the stored tree hashes that these entries added, 32 bytes each
 //	marks/    kind, 0, index (8 bytes) -> nothing: where the entries are that are not events
 //	streams/  uid (4 bytes), stream -> last number (8 bytes): a snapshot; and "at" in log/ is the log size it was taken at
 //
-// A batch has a bucket of its own because a bbolt leaf splits only above four items: appended as values of one bucket, large
-// batches would rewrite their neighbours at every commit. Tree hashes need no index: the hashes that entry n adds are
+// What is moved at a time has a bucket of its own because a bbolt leaf splits only above four items: appended as values of one bucket,
+// large entries would rewrite their neighbours every time. Tree hashes need no index: the hashes that entry n adds are
 // consecutive in tlog.StoredHashIndex order, so those of a batch are one run.
 package store
 
@@ -25,7 +25,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -64,6 +63,7 @@ var (
 	keyVersion    = []byte("v")
 	keyOrigin     = []byte("origin")
 	keyHead       = []byte("head")
+	keyWAL        = []byte("wal")
 	keyStreamsAt  = []byte("streams-at")
 	keyHashes     = []byte("h")
 )
@@ -90,42 +90,13 @@ type Stream struct {
 	N   int64
 }
 
-// Log is one open log file. Reads may run concurrently with each other and with Commit.
+// Log is one open log. Reads may run concurrently with each other and with Commit.
 type Log struct {
 	db      *bbolt.DB
-	file    *os.File // bbolt's
 	path    string
 	touched atomic.Int64 // bytes read or written through the mapping since it was last given back
-	filled  int64        // up to where the file has blocks; used by the writer only
-}
-
-// What is written where the file has no blocks yet is synced more slowly: the file system must first record them. So zeros go ahead
-// of small commits.
-const (
-	fillStep  = 1 << 20
-	fillSmall = 64 << 10 // a larger commit is not worth it
-)
-
-// fill sees to it that a commit of about n bytes is written where the file has blocks. It runs in the transaction, before that writes:
-// nothing that is used lies beyond its size.
-func (l *Log) fill(tx *bbolt.Tx, n int) error {
-	used := tx.Size()
-	if n > fillSmall || used+4*fillSmall < l.filled {
-		return nil
-	}
-	info, err := l.file.Stat()
-	if err != nil {
-		return err
-	}
-	from := max(used, l.filled)
-	to := min(from+fillStep, info.Size())
-	if from < to {
-		if _, err := l.file.WriteAt(make([]byte, to-from), from); err != nil {
-			return err
-		}
-		l.filled = to
-	}
-	return nil
+	blocks  int64        // of a write-ahead file that is made
+	ahead   *ahead       // what is not yet in bbolt
 }
 
 // giveBack is after how many bytes the mapping of the file is given back to the kernel. The pages stay cached; but what is mapped
@@ -146,7 +117,7 @@ func (l *Log) touch(n int) {
 	_, _, _ = unix.Syscall(unix.SYS_MADVISE, l.db.Info().Data, uintptr(size), unix.MADV_DONTNEED)
 }
 
-// Create makes a new log file whose first batch is b (the genesis); it fails with fs.ErrExist when path is taken. A crash leaves
+// Create makes a new log whose first batch is b (the genesis); it fails with fs.ErrExist when path is taken. A crash leaves
 // either no log at path or one with its genesis.
 func Create(path, origin string, b *Batch) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
@@ -184,19 +155,21 @@ func fill(path, origin string, b *Batch) error {
 
 // Open opens an existing log file and locks it against other processes.
 func Open(path string) (*Log, error) {
-	return open(path, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType, InitialMmapSize: initialMmap})
+	return openWith(path, walBlocks)
+}
+
+func openWith(path string, blocks int64) (*Log, error) {
+	return open(path, blocks, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType, InitialMmapSize: initialMmap})
 }
 
 // OpenAtRest opens a log file for reading only; it changes nothing and may share the file with other readers.
 func OpenAtRest(path string) (*Log, error) {
-	return open(path, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
+	return open(path, 0, &bbolt.Options{Timeout: lockWait, ReadOnly: true})
 }
 
-func open(path string, o *bbolt.Options) (l *Log, err error) {
-	var file *os.File
-	o.OpenFile = func(name string, flag int, mode fs.FileMode) (_ *os.File, err error) {
-		file, err = os.OpenFile(name, flag&^os.O_CREATE, mode) // a second, empty log under a known name would be a fork
-		return file, err
+func open(path string, blocks int64, o *bbolt.Options) (l *Log, err error) {
+	o.OpenFile = func(name string, flag int, mode fs.FileMode) (*os.File, error) {
+		return os.OpenFile(name, flag&^os.O_CREATE, mode) // a second, empty log under a known name would be a fork
 	}
 	// bbolt would fill an empty file with a fresh database, and maps what is shorter than its own header.
 	if info, err := os.Stat(path); err != nil {
@@ -212,7 +185,9 @@ func open(path string, o *bbolt.Options) (l *Log, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening log %s: %w", path, err)
 	}
-	l = &Log{db: db, file: file, path: path}
+	l = &Log{db: db, path: path, blocks: blocks}
+	var mark []byte
+	var stored uint64
 	err = l.view(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketLog, bucketBatches, bucketMarks, bucketStreams} {
 			if tx.Bucket(name) == nil {
@@ -222,66 +197,81 @@ func open(path string, o *bbolt.Options) (l *Log, err error) {
 		if v := tx.Bucket(bucketLog).Get(keyVersion); string(v) != version {
 			return fmt.Errorf("opening log %s: it is not a %q file", path, version)
 		}
-		return nil
+		mark = bytes.Clone(tx.Bucket(bucketLog).Get(keyWAL))
+		stored, err = size(tx.Bucket(bucketBatches))
+		return err
 	})
+	if err == nil {
+		err = l.openAhead(mark, stored, o.ReadOnly)
+	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return l, nil
 }
 
-// Close releases the file; it waits for reads under way.
-func (l *Log) Close() error { return l.db.Close() }
-
-// Path is the file's name.
-func (l *Log) Path() string { return l.path }
-
-// Commit makes b durable in one transaction: entries, hashes, marks and head, or nothing of them. It must follow on from the
-// log's size. An error that wraps ErrUnknown leaves open which; with any other, nothing was taken.
-func (l *Log) Commit(b *Batch) (err error) {
-	defer guard(&err)
-	before, err := l.Head()
-	if err != nil {
-		return err
-	}
-	n := 0
-	for _, e := range b.Entries {
-		n += len(e)
-	}
-	err = l.db.Update(func(tx *bbolt.Tx) error {
-		if err := l.fill(tx, n); err != nil {
-			return err
-		}
-		return put(tx, b)
-	})
-	if err == nil {
-		l.touch(n)
-		return nil
-	}
-	// bbolt writes data pages, syncs, writes the meta page, syncs. Only a failed write of data pages surely left the old state:
-	// after a failed sync the kernel may have dropped dirty pages, and a meta page may have reached the disk.
-	var write *fs.PathError
-	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
-	after, readErr := l.Head()
+// openAhead reads what is not yet in bbolt, and begins to move it there. Without a mark, the log was closed, and nothing is missing.
+func (l *Log) openAhead(mark []byte, stored uint64, readOnly bool) (err error) {
+	var w *wal
+	var tail []pending
 	switch {
-	case readErr != nil || !bytes.Equal(before, after):
-		return fmt.Errorf("committing to %s: %w: %w", l.path, ErrUnknown, err)
-	case full && errors.As(err, &write):
-		return fmt.Errorf("committing to %s: %w: %w", l.path, ErrFull, err)
-	case errors.Is(err, errRefused):
-		return fmt.Errorf("committing to %s: %w", l.path, err)
+	case mark == nil && readOnly:
+	case mark == nil:
+		if w, err = renewWAL(walPath(l.path), l.blocks); err == nil {
+			err = l.setMark(w.mark[:])
+		}
 	default:
-		return fmt.Errorf("committing to %s: %w: %w", l.path, ErrUnknown, err)
+		if w, err = openWAL(walPath(l.path), mark, readOnly); err == nil {
+			tail, err = w.read(stored)
+		}
 	}
+	if w != nil && (err != nil || readOnly) {
+		err = errors.Join(err, w.close())
+		w = nil
+	}
+	if err != nil {
+		return fmt.Errorf("opening log %s: %w", l.path, err)
+	}
+	l.ahead = newAhead(w, tail, stored)
+	if w != nil {
+		go l.mover()
+	}
+	return nil
 }
 
-// errRefused marks a batch that was refused before anything was written.
-var errRefused = errors.New("batch refused")
+// setMark records the write-ahead file that goes with the bbolt file; nil: none, all is in bbolt.
+func (l *Log) setMark(mark []byte) error {
+	return l.db.Update(func(tx *bbolt.Tx) error {
+		if mark == nil {
+			return tx.Bucket(bucketLog).Delete(keyWAL)
+		}
+		return tx.Bucket(bucketLog).Put(keyWAL, mark)
+	})
+}
+
+// Close moves what is left to bbolt, and releases the files; it waits for reads under way. What cannot be moved, as the disk is full,
+// stays in the write-ahead file.
+func (l *Log) Close() (err error) {
+	a := l.ahead
+	if a.wal == nil {
+		return l.db.Close()
+	}
+	a.commit.Lock() // for good: nothing is committed any more
+	close(a.stop)
+	<-a.done
+	if tail, failed := a.state(); len(tail) == 0 && failed == nil {
+		err = l.setMark(nil)
+	}
+	return errors.Join(err, a.wal.close(), l.db.Close())
+}
+
+// Path is the bbolt file's name.
+func (l *Log) Path() string { return l.path }
 
 func put(tx *bbolt.Tx, b *Batch) error {
 	batches := tx.Bucket(bucketBatches)
-	if next, err := size(batches); err != nil || next != b.First || len(b.Entries) == 0 {
-		return fmt.Errorf("%w: %d entries from index %d do not follow on size %d (%v)", errRefused, len(b.Entries), b.First, next, err)
+	if next, err := size(batches); err != nil || next != b.First {
+		return fmt.Errorf("%d entries from index %d do not follow on size %d (%v)", len(b.Entries), b.First, next, err)
 	}
 	batches.FillPercent = 1 // keys only ever grow
 	batch, err := batches.CreateBucket(key(b.First))
@@ -357,17 +347,20 @@ func (l *Log) Origin() (origin string, err error) {
 
 // Head returns the signed checkpoint of the last commit.
 func (l *Log) Head() (head []byte, err error) {
-	err = l.view(func(tx *bbolt.Tx) error {
-		head = bytes.Clone(tx.Bucket(bucketLog).Get(keyHead))
-		return nil
-	})
-	return head, err
+	if tail := l.ahead.batches(); len(tail) > 0 {
+		return bytes.Clone(tail[len(tail)-1].Checkpoint), nil
+	}
+	return l.stored()
 }
 
-// Size is the number of entries in the file, whatever its head claims.
+// Size is the number of entries in the log, whatever its head claims.
 func (l *Log) Size() (n uint64, err error) {
-	err = l.view(func(tx *bbolt.Tx) (err error) {
+	tail := l.ahead.batches()
+	err = l.view(func(tx *bbolt.Tx) error {
 		n, err = size(tx.Bucket(bucketBatches))
+		if len(tail) > 0 {
+			n = max(n, tail[len(tail)-1].end())
+		}
 		return err
 	})
 	return n, err
@@ -376,6 +369,7 @@ func (l *Log) Size() (n uint64, err error) {
 // Range calls f with the entries from index `from` on, in order, until f returns false, until entries below `to` are through, or
 // the log ends. The bytes are valid only during the call. f must not block: a long read delays the reuse of pages.
 func (l *Log) Range(from, to uint64, f func(index uint64, entry []byte) bool) error {
+	tail := l.ahead.batches()
 	return l.view(func(tx *bbolt.Tx) error {
 		batches := tx.Bucket(bucketBatches)
 		c := batches.Cursor()
@@ -394,6 +388,17 @@ func (l *Log) Range(from, to uint64, f func(index uint64, entry []byte) bool) er
 				}
 			}
 			batch = nil
+		}
+		tail, err := after(tail, tx)
+		if err != nil {
+			return err
+		}
+		for _, b := range tail {
+			for i, e := range b.Entries {
+				if n := b.First + uint64(i); n >= from && (n >= to || !f(n, e)) {
+					return nil
+				}
+			}
 		}
 		return nil
 	})
@@ -415,11 +420,21 @@ func (l *Log) Entry(index uint64) (entry []byte, err error) {
 
 // Marks calls f with the indices of the entries of one kind, from index `from` on, in order, until f returns false.
 func (l *Log) Marks(kind record.Kind, from uint64, f func(index uint64) bool) error {
+	tail := l.ahead.batches()
 	return l.view(func(tx *bbolt.Tx) error {
 		prefix := append([]byte(kind), 0)
 		c := tx.Bucket(bucketMarks).Cursor()
 		for k, _ := c.Seek(markKey(kind, from)); bytes.HasPrefix(k, prefix) && len(k) == len(prefix)+8; k, _ = c.Next() {
 			if !f(binary.BigEndian.Uint64(k[len(prefix):])) {
+				return nil
+			}
+		}
+		tail, err := after(tail, tx)
+		if err != nil {
+			return err
+		}
+		for _, index := range marked(tail, kind, from) {
+			if !f(index) {
 				return nil
 			}
 		}
@@ -429,18 +444,11 @@ func (l *Log) Marks(kind record.Kind, from uint64, f func(index uint64) bool) er
 
 // LastMark returns the highest index of a kind.
 func (l *Log) LastMark(kind record.Kind) (index uint64, ok bool, err error) {
+	if all := marked(l.ahead.batches(), kind, 0); len(all) > 0 {
+		return all[len(all)-1], true, nil
+	}
 	err = l.view(func(tx *bbolt.Tx) error {
-		prefix := append([]byte(kind), 0)
-		c := tx.Bucket(bucketMarks).Cursor()
-		k, _ := c.Seek(append([]byte(kind), 1))
-		if k == nil {
-			k, _ = c.Last()
-		} else {
-			k, _ = c.Prev()
-		}
-		if bytes.HasPrefix(k, prefix) && len(k) == len(prefix)+8 {
-			index, ok = binary.BigEndian.Uint64(k[len(prefix):]), true
-		}
+		index, ok = lastMark(tx.Bucket(bucketMarks).Cursor(), kind)
 		return nil
 	})
 	return index, ok, err
@@ -448,15 +456,27 @@ func (l *Log) LastMark(kind record.Kind) (index uint64, ok bool, err error) {
 
 // ReadHashes implements tlog.HashReader over the stored tree hashes.
 func (l *Log) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	tail := l.ahead.batches()
 	out := make([]tlog.Hash, len(indexes))
+	var rest []int // places in indexes that bbolt has to be asked for
+	for i, index := range indexes {
+		h, ok := tlog.Hash{}, false
+		if b := holder(tail, entryOf(index)); b != nil {
+			h, ok = b.hash(index)
+		}
+		if out[i] = h; !ok {
+			rest = append(rest, i)
+		}
+	}
+	if len(rest) == 0 {
+		return out, nil
+	}
 	err := l.view(func(tx *bbolt.Tx) error {
 		batches := tx.Bucket(bucketBatches)
 		c := batches.Cursor()
-		for i, index := range indexes {
-			// The hash was stored with the entry that completed its subtree.
-			level, n := tlog.SplitStoredHashIndex(index)
-			entry := uint64(n+1)<<level - 1
-			k, batch := seek(batches, c, entry)
+		for _, i := range rest {
+			index := indexes[i]
+			k, batch := seek(batches, c, entryOf(index))
 			if k == nil {
 				return fmt.Errorf("tree hash %d: %w", index, ErrNotFound)
 			}

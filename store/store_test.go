@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sys/unix"
 
 	"bulla/record"
 	"bulla/store"
@@ -280,48 +279,5 @@ func BenchmarkCommit(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.N*n)/b.Elapsed().Seconds(), "entries/s")
 		})
-	}
-}
-
-// What small commits are written to has blocks already: a hole would cost each of them a change of the file's map.
-func TestSmallCommitsFillNoHoles(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "log")
-	tree, err := record.NewTree(0, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Create(path, "test.example/log", batch(tree, 1)); err != nil {
-		t.Fatal(err)
-	}
-	l, err := store.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hole := func() int64 {
-		at, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return at
-	}
-	moved := 0
-	for last := int64(0); tree.Size() < 3000; {
-		if err := l.Commit(batch(tree, 1)); err != nil {
-			t.Fatal(err)
-		}
-		if at := hole(); at != last {
-			moved, last = moved+1, at
-		}
-	}
-	if moved < 2 || moved > 30 {
-		t.Errorf("the first hole moved %d times in 3000 commits", moved)
-	}
-	if err := errors.Join(f.Close(), l.Close()); err != nil {
-		t.Error(err)
 	}
 }
