@@ -27,7 +27,7 @@ const (
 
 // ahead is what was committed and is not yet in bbolt. It is durable in the write-ahead file, and kept in memory for readers.
 type ahead struct {
-	wal    *wal       // nil in a log at rest
+	wal    *wal       // nil before the first commit
 	commit sync.Mutex // held by who commits; it guards wal
 
 	mu     sync.Mutex
@@ -86,6 +86,11 @@ func (l *Log) append(b *Batch) error {
 	defer a.commit.Unlock()
 	if size := a.sizeNow(); size != b.First || len(b.Entries) == 0 {
 		return fmt.Errorf("%d entries from index %d do not follow on size %d", len(b.Entries), b.First, size)
+	}
+	if a.wal == nil {
+		if err := l.beginAhead(); err != nil {
+			return err
+		}
 	}
 	direct := a.wal.encode(b) != nil
 	for tried := false; ; tried = true {

@@ -210,32 +210,40 @@ func open(path string, blocks int64, o *bbolt.Options) (l *Log, err error) {
 	return l, nil
 }
 
-// openAhead reads what is not yet in bbolt, and begins to move it there. Without a mark, the log was closed, and nothing is missing.
+// openAhead reads what is not yet in bbolt, and begins to move it there. Without a mark the log was closed: nothing is missing, and
+// nothing is written before something is committed.
 func (l *Log) openAhead(mark []byte, stored uint64, readOnly bool) (err error) {
 	var w *wal
 	var tail []pending
-	switch {
-	case mark == nil && readOnly:
-	case mark == nil:
-		if w, err = renewWAL(walPath(l.path), l.blocks); err == nil {
-			err = l.setMark(w.mark[:])
-		}
-	default:
+	if mark != nil {
 		if w, err = openWAL(walPath(l.path), mark, readOnly); err == nil {
 			tail, err = w.read(stored)
 		}
-	}
-	if w != nil && (err != nil || readOnly) {
-		err = errors.Join(err, w.close())
-		w = nil
+		if w != nil && (err != nil || readOnly) {
+			err = errors.Join(err, w.close())
+			w = nil
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("opening log %s: %w", l.path, err)
 	}
 	l.ahead = newAhead(w, tail, stored)
-	if w != nil {
+	if !readOnly {
 		go l.mover()
 	}
+	return nil
+}
+
+// beginAhead makes the write-ahead file of a log that was closed.
+func (l *Log) beginAhead() error {
+	w, err := renewWAL(walPath(l.path), l.blocks)
+	if err != nil {
+		return failure(err)
+	}
+	if err := l.setMark(w.mark[:]); err != nil {
+		return errors.Join(failure(err), w.close())
+	}
+	l.ahead.wal = w
 	return nil
 }
 
@@ -253,16 +261,18 @@ func (l *Log) setMark(mark []byte) error {
 // stays in the write-ahead file.
 func (l *Log) Close() (err error) {
 	a := l.ahead
-	if a.wal == nil {
-		return l.db.Close()
-	}
 	a.commit.Lock() // for good: nothing is committed any more
-	close(a.stop)
-	<-a.done
-	if tail, failed := a.state(); len(tail) == 0 && failed == nil {
-		err = l.setMark(nil)
+	if !l.db.IsReadOnly() {
+		close(a.stop)
+		<-a.done
 	}
-	return errors.Join(err, a.wal.close(), l.db.Close())
+	if a.wal != nil {
+		if tail, failed := a.state(); len(tail) == 0 && failed == nil {
+			err = l.setMark(nil)
+		}
+		err = errors.Join(err, a.wal.close())
+	}
+	return errors.Join(err, l.db.Close())
 }
 
 // Path is the bbolt file's name.

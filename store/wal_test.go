@@ -54,6 +54,9 @@ func (m *maker) begin(path string, blocks int64) *Log {
 		m.t.Fatal(err)
 	}
 	l, err := openWith(path, blocks)
+	if err == nil {
+		err = l.beginAhead() // as the first commit does
+	}
 	if err != nil {
 		m.t.Fatal(err)
 	}
