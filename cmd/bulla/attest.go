@@ -286,7 +286,7 @@ func exportedGenesis(ctx context.Context, src verify.Source) (entry []byte, err 
 			entry, err = e.Append(nil)
 		}
 		return err
-	}, nil)
+	}, "")
 	if err == nil && entry == nil {
 		err = errors.New("the export has no first entry")
 	}

@@ -170,22 +170,22 @@ func exportedHistory(ctx context.Context, src verify.Source, last time.Duration)
 	}
 	h := &history{origin: head.Origin}
 	newest := int64(0)
-	err = bundle(ctx, src, head.Size, (head.Size-1)/256, func(e *record.Entry) error { newest = e.Stamp.Sys; return nil }, nil)
+	err = bundle(ctx, src, head.Size, (head.Size-1)/256, func(e *record.Entry) error { newest = e.Stamp.Sys; return nil }, "")
 	if err != nil {
 		return nil, err
 	}
 	h.from = newest - int64(last)
-	kind := []byte(`"kind":"clock"`)
 	for n := uint64(0); n*256 < head.Size; n++ {
-		if err := bundle(ctx, src, head.Size, n, h.add, kind); err != nil {
+		if err := bundle(ctx, src, head.Size, n, h.add, record.KindClock); err != nil {
 			return nil, err
 		}
 	}
 	return h, nil
 }
 
-// bundle calls f with the entries of a bundle that contain a text.
-func bundle(ctx context.Context, src verify.Source, size, n uint64, f func(*record.Entry) error, contain []byte) error {
+// bundle calls f with the entries of a bundle that are of a kind; "": with all.
+func bundle(ctx context.Context, src verify.Source, size, n uint64, f func(*record.Entry) error, kind record.Kind) error {
+	contain := []byte(`"kind":"` + kind) // entries of others need not be parsed, but for those that hold such text
 	t := tlog.Tile{H: 8, L: -1, N: int64(n), W: int(min(256, size-n*256))}
 	name := record.TilePath(t)
 	b, err := readSource(ctx, src, name, maxBundle)
@@ -202,7 +202,7 @@ func bundle(ctx context.Context, src verify.Source, size, n uint64, f func(*reco
 			continue
 		}
 		e, err := record.ParseEntry(raw)
-		if err == nil && (contain == nil || e.Kind == record.KindClock) {
+		if err == nil && (kind == "" || e.Kind == kind) {
 			err = f(e)
 		}
 		if err != nil {

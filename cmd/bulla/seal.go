@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,13 +29,34 @@ func (t *tool) sealCommand() *cobra.Command {
 		Args:    args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return t.sealNow(cmd.Context()) },
 	}
+	var plot string
+	var last time.Duration
 	list := &cobra.Command{
-		Use:     "list",
-		Short:   "List the seals in a log",
-		Example: "  bulla seal list",
-		Args:    args(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return t.sealList(cmd.Context()) },
+		Use:   "list [DIR]",
+		Short: "List the seals in a log, or draw them",
+		Long: `list prints the seals of a running appliance's log, or of DIR, an export.
+
+--plot draws them over time, as an SVG file, or with "-" as lines in the terminal: the heads that they cover, the TPM's counter, the boots of
+the machine, and gaps: times in which there was no seal for longer than the log's policy lets pass even when nothing happens. Whether the
+seals are true is what bulla verify finds out.`,
+		Example: "  bulla seal list\n  bulla seal list --plot seals.svg --last 168h\n  bulla seal list /evidence/2026-11 --plot -",
+		Args:    args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if last < 0 {
+				return usagef("--last must not be below 0")
+			}
+			h, err := t.sealHistory(cmd.Context(), given, last)
+			if err != nil {
+				return err
+			}
+			if plot == "" {
+				return t.printSeals(h)
+			}
+			return t.plotSeals(h, plot)
+		},
 	}
+	list.Flags().StringVar(&plot, "plot", "", "draw the seals over time: an SVG file to write, or - for the terminal")
+	list.Flags().DurationVar(&last, "last", 0, "how far back, from the last seal (default: all)")
 	show := &cobra.Command{
 		Use:     "show INDEX",
 		Short:   "Print the statement of the seal in an entry",
@@ -85,84 +107,17 @@ func (t *tool) sealNow(ctx context.Context) error {
 	return nil
 }
 
-// sealLine is what is listed of a seal.
-type sealLine struct {
-	Index   uint64 `json:"index"`
-	Number  uint64 `json:"number"`
-	Reason  string `json:"reason"`
-	Counter uint64 `json:"counter"`
-	Size    uint64 `json:"size"` // of the log that it covers
-}
-
-func (t *tool) sealList(ctx context.Context) error {
-	a, err := t.connect(ctx)
-	if err != nil {
-		return err
-	}
-	lines := []sealLine{}
-	err = a.eachSeal(ctx, func(index uint64) error {
-		s, err := a.seal(ctx, index)
-		if err != nil {
-			return err
-		}
-		l, err := describeSeal(index, s, a.log.Origin)
-		lines = append(lines, l)
-		return err
-	})
-	if err != nil {
-		return err
-	}
+// printSeals lists seals.
+func (t *tool) printSeals(h *sealHistory) error {
 	if t.json {
-		return t.printJSON(lines)
+		return t.printJSON(h.seals)
 	}
 	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "SEAL\tENTRY\tREASON\tCOUNTER\tCOVERS")
-	for _, l := range lines {
-		fmt.Fprintf(w, "%d\t%d\t%s\t%d\t%d entries\n", l.Number, l.Index, l.Reason, l.Counter, l.Size)
+	fmt.Fprintln(w, "SEAL\tENTRY\tTIME\tREASON\tBOOT\tCOUNTER\tCOVERS")
+	for _, l := range h.seals {
+		fmt.Fprintf(w, "%d\t%d\t%s\t%s\t%d\t%d\t%d entries\n", l.Number, l.Index, l.Time.Format("2006-01-02T15:04:05Z"), l.Reason, l.Boot, l.Counter, l.Size)
 	}
 	return w.Flush()
-}
-
-func describeSeal(index uint64, s *attest.Seal, origin string) (sealLine, error) {
-	l := sealLine{Index: index}
-	st, err := attest.ParseStatement(s.Statement)
-	if err != nil {
-		return l, coded(exitUnavailable, fmt.Errorf("the seal in entry %d: %w", index, err))
-	}
-	certified, err := attest.ParseCertify(s.Counter.Attest)
-	if err != nil {
-		return l, coded(exitUnavailable, fmt.Errorf("the seal in entry %d: %w", index, err))
-	}
-	l.Number, l.Reason, l.Counter = st.Number, printable(st.Reason, 40), certified.Counter
-	for _, h := range st.Logs {
-		if h.Log == origin {
-			l.Size = h.Size
-		}
-	}
-	return l, nil
-}
-
-// eachSeal calls f with the index of every seal of the log.
-func (a *appliance) eachSeal(ctx context.Context, f func(index uint64) error) error {
-	const page = 1000
-	for from := uint64(0); ; {
-		var s api.Seals
-		if err := a.getJSON(ctx, fmt.Sprintf("%s/v1/seals?from=%d&limit=%d", a.prefix, from, page), &s); err != nil {
-			return err
-		}
-		for _, i := range s.Indices {
-			if i < from {
-				return coded(exitUnavailable, fmt.Errorf("the appliance lists its seals out of order"))
-			}
-			if err := f(i); err != nil {
-				return err
-			}
-			from = i + 1
-		}
-		if len(s.Indices) < page {
-			return nil
-		}
-	}
 }
 
 // seal fetches and parses the seal in an entry.
