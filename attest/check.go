@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
-	"strings"
 
 	"bulla/record"
 )
@@ -46,6 +45,7 @@ const (
 	RuleHead         Rule = "seal.head"
 	RuleHeadOrder    Rule = "seal.head.order"
 	RuleAbandoned    Rule = "seal.abandoned"
+	RuleRecovery     Rule = "seal.recovery"
 )
 
 // Rules says what the violation of each rule means.
@@ -73,6 +73,7 @@ var Rules = map[Rule]string{
 	RuleHead:         "the sealed head is not the log's: the log was rewritten after it was sealed, or the seal is another log's",
 	RuleHeadOrder:    "a later seal is over a smaller log",
 	RuleAbandoned:    "an abandoned seal is not one that a reset of the machine interrupted after the last seal",
+	RuleRecovery:     "a declared recovery cannot be read, or does not go on from the last seal before it",
 }
 
 // Replay checks the seals of one log in their order. Each violated rule is a finding; after one, replay goes on from what the seal
@@ -89,18 +90,10 @@ type Replay struct {
 
 	number  uint64 // of the last seal
 	quote   record.Hash
-	boot    boot
+	boot    Boot
 	value   uint64 // of the counter
 	size    uint64 // of the log, at the last seal
 	counted uint64 // of the log, at the last seal before the counter grew last
-}
-
-// boot is what is known of the TPM between two attestations.
-type boot struct {
-	clock *ClockInfo    // at the last one; nil: of the enrolment, which does not say
-	pcr   []record.Hash // values that the seal PCR may have, within the same boot
-	late  []record.Hash // values that it may have after a reset: zero, or with an interrupted extension
-	over  bool          // the last one was of an abandoned seal: this boot has ended
 }
 
 // NewReplay begins at an enrolment.
@@ -114,7 +107,7 @@ func NewReplay(e Enrolment, log string, head func(size uint64) (record.Hash, boo
 	}
 	return &Replay{
 		e: e, ak: ak, signer: qualifiedName(ak.Name), Head: head, Log: log,
-		number: e.Seal, quote: e.Previous, value: e.Counter.Value, boot: boot{pcr: []record.Hash{e.Base}, late: []record.Hash{{}}},
+		number: e.Seal, quote: e.Previous, value: e.Counter.Value, boot: Boot{PCR: []record.Hash{e.Base, {}}}, // an enrolment does not say in which boot it was made
 	}, nil
 }
 
@@ -159,7 +152,23 @@ func (r *Replay) Next(body []byte) []Finding {
 		r.counted = sealed
 	}
 	r.number, r.quote = st.Number, sha256.Sum256(s.Quote.Attest)
-	r.boot = boot{clock: &q.Clock, pcr: []record.Hash{ExtendPCR(st.PCR.Before, digest)}, late: []record.Hash{{}}}
+	r.boot = Boot{Clock: &q.Clock, PCR: []record.Hash{ExtendPCR(st.PCR.Before, digest)}, Late: []record.Hash{{}}, Saved: r.boot.Saved}
+	return c.findings
+}
+
+// Recover goes on from a declared recovery, the object in an entry of kind system. What it says is the declaration of whoever ran the
+// machine: that what was sealed after the last seal is lost is reported by the caller.
+func (r *Replay) Recover(body []byte) []Finding {
+	c := &checker{}
+	x, err := ParseRecovery(body)
+	if err != nil {
+		return c.fail(RuleRecovery, "a recovery", err.Error())
+	}
+	if x.Seal < r.number || x.Seal == r.number && x.Previous != r.quote {
+		c.fail(RuleRecovery, fmt.Sprintf("seal %d, whose quote has the hash %x, or a later one", r.number, r.quote[:]), fmt.Sprintf("seal %d, %x", x.Seal, x.Previous[:]))
+	}
+	r.number, r.quote, r.value = x.Seal, x.Previous, x.Counter
+	r.boot = Boot{Clock: &ClockInfo{x.Clock, x.Resets, x.Restarts, x.Safe}, PCR: []record.Hash{x.PCR}, Late: []record.Hash{{}}}
 	return c.findings
 }
 
@@ -223,41 +232,21 @@ func (r *Replay) follows(c *checker, st *Statement, a *Attested, abandoned bool)
 	}
 	c.same(RulePrevious, r.quote[:], st.Previous[:])
 
-	may, reset := r.boot.pcr, false
-	if last := r.boot.clock; last == nil {
-		may = slices.Concat(may, r.boot.late) // an enrolment does not say in which boot it was made
-	} else {
-		if !a.Clock.follows(*last) {
-			c.fail(RuleClock, "after "+last.String(), a.Clock.String())
-		}
-		switch {
-		case a.Clock.ResetCount != last.ResetCount:
-			may, reset = r.boot.late, true
-		case a.Clock.RestartCount != last.RestartCount: // resumed, or restarted: PCRs may have begun anew
-			reset = !slices.Contains(may, st.PCR.Before) && slices.Contains(r.boot.late, st.PCR.Before)
-			may = slices.Concat(may, r.boot.late)
-		}
-	}
-	if abandoned { // the PCR may have been read after the reset
-		may = append(slices.Clone(may), record.Hash{})
-	}
-	if r.boot.over && !reset {
-		c.fail(RuleAbandoned, "a reset after "+r.boot.clock.String(), a.Clock.String())
-	}
-	if !slices.Contains(may, st.PCR.Before) {
-		c.fail(RulePCRReplay, hashes(may), hex.EncodeToString(st.PCR.Before[:]))
+	anew, found := r.boot.follows(a.Clock, st.PCR.Before, abandoned)
+	c.findings = append(c.findings, found...)
+	if last := r.boot.Clock; last != nil && a.Counter != r.value && a.Clock.ResetCount == last.ResetCount {
+		r.boot.Saved = last.Clock // with the counter
 	}
 	switch {
 	case a.Counter != r.value && a.Counter != r.value+1:
 		c.fail(RuleCounterGrow, fmt.Sprintf("%d or %d", r.value, r.value+1), fmt.Sprint(a.Counter))
-	case reset && a.Counter == r.value:
+	case anew && a.Counter == r.value:
 		c.fail(RuleCounterBoot, fmt.Sprint(r.value+1), fmt.Sprint(a.Counter))
 	}
 	r.value = a.Counter
 }
 
-// abandoned checks the last of the interrupted seals that a statement lists. Its statement is hashed with those before it, as it
-// listed them. It may have been extended into the PCR or not, before the reset that interrupted it or after.
+// abandoned checks the last of the interrupted seals that a statement lists.
 func (r *Replay) abandoned(c *checker, list []Abandoned) {
 	x := list[len(list)-1]
 	a, err := ParseCertify(x.Attest)
@@ -279,19 +268,11 @@ func (r *Replay) abandoned(c *checker, list []Abandoned) {
 	r.follows(c, st, a, true)
 	r.number = st.Number
 	r.heads(c, st, r.size == 0) // the log may have been made after it
-	st.Abandoned = list[:len(list)-1]
-	listed, err := st.Encode()
-	if err != nil {
+	saved := r.boot.Saved
+	if r.boot, err = interrupted(list, st, a); err != nil {
 		c.fail(RuleFormat, "an abandoned statement", err.Error())
-		return
 	}
-	digest := sha256.Sum256(listed)
-	r.boot = boot{
-		clock: &a.Clock,
-		pcr:   []record.Hash{st.PCR.Before, ExtendPCR(st.PCR.Before, digest)},
-		late:  []record.Hash{{}, ExtendPCR(record.Hash{}, digest)},
-		over:  true,
-	}
+	r.boot.Saved = saved
 }
 
 // heads checks the statement's head of this log.
@@ -316,32 +297,6 @@ func (r *Replay) heads(c *checker, st *Statement, optional bool) {
 	if c.same(RuleHead, want[:], h.Hash[:]) {
 		r.size = max(r.size, h.Size)
 	}
-}
-
-// follows reports whether a TPM's clock may read c after it read last. It never goes back while the counts stay, and not at all when
-// it says that it is safe. A clock that is not safe, after power was cut, says by itself that it may have read more before: by how
-// much is not judged, because TPMs save it less often than they declare (swtpm only when something else is saved).
-func (c ClockInfo) follows(last ClockInfo) bool {
-	if c.ResetCount == last.ResetCount {
-		return c.RestartCount >= last.RestartCount && c.Clock >= last.Clock
-	}
-	return c.ResetCount > last.ResetCount && (c.Clock >= last.Clock || !c.Safe)
-}
-
-func (c ClockInfo) String() string {
-	safe := ""
-	if !c.Safe {
-		safe = ", not safe"
-	}
-	return fmt.Sprintf("%d ms, reset count %d, restart count %d%s", c.Clock, c.ResetCount, c.RestartCount, safe)
-}
-
-func hashes(all []record.Hash) string {
-	var out []string
-	for _, h := range all {
-		out = append(out, hex.EncodeToString(h[:]))
-	}
-	return strings.Join(out, " or ")
 }
 
 // checker collects findings.

@@ -43,6 +43,42 @@ func TestReplayHonest(t *testing.T) {
 			m.reset(15000)
 			return [][]byte{a, m.seal(start), m.seal(edit{})}
 		}},
+		{"power cut, the clock set back to where the counter grew, and called safe too early, as swtpm does", func(m *machine) [][]byte {
+			a := m.seal(start)
+			m.clock.Clock += 60_000
+			b, c := m.seal(start), m.seal(edit{})
+			m.clock.Clock += 60_000
+			d := m.seal(edit{})
+			m.reset(60_000)
+			m.clock.Safe = true
+			e, f := m.seal(start), m.seal(edit{})
+			m.reset(50_000)
+			m.clock.Safe = true
+			return [][]byte{a, b, c, d, e, f, m.seal(start)}
+		}},
+		{"a declared recovery", func(m *machine) [][]byte {
+			a, b := m.seal(start), m.seal(edit{})
+			quote, size := m.quote, m.size
+			m.seal(edit{})
+			m.seal(start)
+			m.seal(edit{}) // these are lost: the store is put back
+			m.size = size
+			return [][]byte{a, b, m.recovery(2, quote), m.seal(start), m.seal(edit{})}
+		}},
+		{"a declared recovery behind a seal that only another log has, and a reset after it", func(m *machine) [][]byte {
+			a, size := m.seal(start), m.size
+			m.seal(edit{})
+			quote := m.quote
+			m.size = size
+			r := m.recovery(2, quote)
+			m.reset(0)
+			return [][]byte{a, r, m.recovery(2, quote), m.seal(start), m.seal(edit{})}
+		}},
+		{"a declared recovery before any seal", func(m *machine) [][]byte {
+			m.seal(start)
+			m.size = 3
+			return [][]byte{m.recovery(0, record.Hash{}), m.seal(start)}
+		}},
 		{"several resets without a seal", func(m *machine) [][]byte {
 			a := m.seal(start)
 			m.reset(0)
@@ -240,10 +276,10 @@ func TestRules(t *testing.T) {
 			return [][]byte{a, m.seal(edit{})}
 		}},
 		{attest.RuleClock, "back with a reset, but said to be safe", func(m *machine) [][]byte {
-			a := m.seal(start)
+			a, b := m.seal(start), m.seal(start)
 			m.reset(1000)
 			m.clock.Safe = true
-			return [][]byte{a, m.seal(start)}
+			return [][]byte{a, b, m.seal(start)}
 		}},
 		{attest.RuleClock, "cleared: fewer resets", func(m *machine) [][]byte {
 			a := m.seal(start)
@@ -304,6 +340,33 @@ func TestRules(t *testing.T) {
 			b := m.seal(edit{})
 			m.size = 100
 			return [][]byte{a, b}
+		}},
+		{attest.RuleRecovery, "behind another seal", func(m *machine) [][]byte {
+			return [][]byte{m.seal(start), m.seal(edit{}), m.recovery(2, record.Hash{1}), m.seal(start)}
+		}},
+		{attest.RuleRecovery, "behind an earlier seal than the log has", func(m *machine) [][]byte {
+			a, quote := m.seal(start), m.quote
+			return [][]byte{a, m.seal(edit{}), m.recovery(1, quote), m.seal(start)}
+		}},
+		{attest.RuleRecovery, "one that cannot be read", func(m *machine) [][]byte {
+			return [][]byte{m.seal(start), []byte(`{"clock":1}`)}
+		}},
+		{attest.RuleCounterGrow, "the counter was not as a recovery declares", func(m *machine) [][]byte {
+			a := m.seal(start)
+			m.counter += 2
+			r := m.recovery(1, m.quote)
+			m.counter -= 2
+			return [][]byte{a, r, m.seal(edit{})}
+		}},
+		{attest.RulePCRReplay, "the PCR was not as a recovery declares", func(m *machine) [][]byte {
+			a, r := m.seal(start), m.recovery(1, m.quote)
+			m.extend([32]byte{1})
+			return [][]byte{a, r, m.seal(edit{})}
+		}},
+		{attest.RuleClock, "the clock was not as a recovery declares", func(m *machine) [][]byte {
+			a, r := m.seal(start), m.recovery(1, m.quote)
+			m.clock.Clock -= 50
+			return [][]byte{a, r, m.seal(edit{})}
 		}},
 		{attest.RuleAbandoned, "without a reset", func(m *machine) [][]byte {
 			m.abandon(m.begin(start))

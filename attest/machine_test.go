@@ -232,6 +232,20 @@ func (m *machine) abandon(p pending) {
 	}
 }
 
+// recovery declares that the log goes on behind seal number n, the last one that is known, with the TPM as it is.
+func (m *machine) recovery(n uint64, quote record.Hash) []byte {
+	m.t.Helper()
+	c := m.clock
+	b, err := (&attest.Recovery{
+		Clock: c.Clock, Counter: m.counter, PCR: m.pcrs[sealPCR], Previous: quote, Resets: c.ResetCount, Restarts: c.RestartCount, Safe: c.Safe, Seal: n,
+	}).Encode()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.last.Number, m.quote = n, quote
+	return b
+}
+
 // reset cuts the power, after which the TPM's clock is behind by so many ms.
 func (m *machine) reset(behind uint64) {
 	m.clock.ResetCount++
@@ -250,7 +264,11 @@ func replayed(t *testing.T, e attest.Enrolment, head func(uint64) (record.Hash, 
 	}
 	found := map[attest.Rule]bool{}
 	for i, body := range seals {
-		for _, f := range r.Next(body) {
+		next := r.Next
+		if bytes.HasPrefix(body, []byte(`{"clock":`)) {
+			next = r.Recover
+		}
+		for _, f := range next(body) {
 			t.Logf("seal %d: %s: expected %s, found %s", i+1, f.Rule, f.Expected, f.Found)
 			if attest.Rules[f.Rule] == "" {
 				t.Errorf("the rule %s has no meaning", f.Rule)

@@ -86,7 +86,7 @@ func sealRules() []Rule {
 	for name, meaning := range attest.Rules {
 		claim := ClaimSeals
 		switch name {
-		case attest.RuleClock, attest.RuleCounterGrow, attest.RuleCounterBoot, attest.RuleHeadOrder, attest.RulePCRReplay:
+		case attest.RuleClock, attest.RuleCounterGrow, attest.RuleCounterBoot, attest.RuleHeadOrder, attest.RulePCRReplay, attest.RuleRecovery:
 			claim = ClaimRollback
 		}
 		out = append(out, Rule{string(name), claim, strings.ToUpper(meaning[:1]) + meaning[1:] + "."})
