@@ -26,7 +26,7 @@ func scanEvent(b []byte, i int, key *EventKey) int {
 		from := i
 		switch string(name) {
 		case "actor":
-			i = scanActor(b, i)
+			i = scanMembers(b, i, scanActor)
 		case "data":
 			if i >= len(b) || b[i] != '{' {
 				return -1
@@ -45,11 +45,11 @@ func scanEvent(b []byte, i int, key *EventKey) int {
 		case "span_id":
 			i = scanChecked(b, i, checkSpanID)
 		case "src":
-			i = scanSrc(b, i)
+			i = scanMembers(b, i, scanSrc)
 		case "stream":
 			i = scanStream(b, i, key)
 		case "target":
-			i = scanTarget(b, i)
+			i = scanMembers(b, i, scanTarget)
 		case "time":
 			i = scanChecked(b, i, checkTime)
 		case "trace_id":
@@ -69,7 +69,8 @@ func scanEvent(b []byte, i int, key *EventKey) int {
 	}
 }
 
-func scanActor(b []byte, i int) int {
+// scanMembers steps over an object whose members are sorted; member steps over the value of one, or returns -1.
+func scanMembers(b []byte, i int, member func(name, b []byte, i int) int) int {
 	var name []byte
 	if i >= len(b) || b[i] != '{' {
 		return -1
@@ -78,60 +79,37 @@ func scanActor(b []byte, i int) int {
 		if name, i = scanName(b, i, name); i < 0 {
 			return -1
 		}
-		switch string(name) {
-		case "id", "name", "on_behalf_of", "type":
-			i = scanText(b, i, MaxString)
-		default:
-			return -1
-		}
-		if i < 0 || i >= len(b) || b[i] != ',' {
+		if i = member(name, b, i); i < 0 || i >= len(b) || b[i] != ',' {
 			return scanClose(b, i)
 		}
 	}
 }
 
-func scanTarget(b []byte, i int) int {
-	var name []byte
-	if i >= len(b) || b[i] != '{' {
-		return -1
+func scanActor(name, b []byte, i int) int {
+	switch string(name) {
+	case "id", "name", "on_behalf_of", "type":
+		return scanText(b, i, MaxString)
 	}
-	for i++; ; i++ {
-		if name, i = scanName(b, i, name); i < 0 {
-			return -1
-		}
-		switch string(name) {
-		case "id", "type":
-			i = scanText(b, i, MaxString)
-		default:
-			return -1
-		}
-		if i < 0 || i >= len(b) || b[i] != ',' {
-			return scanClose(b, i)
-		}
-	}
+	return -1
 }
 
-func scanSrc(b []byte, i int) int {
-	var name []byte
-	if i >= len(b) || b[i] != '{' {
-		return -1
+func scanTarget(name, b []byte, i int) int {
+	switch string(name) {
+	case "id", "type":
+		return scanText(b, i, MaxString)
 	}
-	for i++; ; i++ {
-		if name, i = scanName(b, i, name); i < 0 {
-			return -1
-		}
-		switch string(name) {
-		case "ip":
-			i = scanChecked(b, i, checkIP)
-		case "port":
-			_, i = scanInt(b, i, 0, 65535)
-		default:
-			return -1
-		}
-		if i < 0 || i >= len(b) || b[i] != ',' {
-			return scanClose(b, i)
-		}
+	return -1
+}
+
+func scanSrc(name, b []byte, i int) int {
+	switch string(name) {
+	case "ip":
+		return scanChecked(b, i, checkIP)
+	case "port":
+		_, i = scanInt(b, i, 0, 65535)
+		return i
 	}
+	return -1
 }
 
 // scanStream expects both members: they are required, and sorted.
