@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -35,11 +36,13 @@ type boot struct {
 	seals    chan []byte
 }
 
-// readBoot looks for what was measured.
-func readBoot(c TPMConfig) (*boot, error) {
+// readBoot looks for what was measured. Where the kernel shows it, but not to this user, it says so.
+func readBoot(c TPMConfig, log *slog.Logger) (*boot, error) {
 	b := &boot{seals: make(chan []byte, 1)}
 	var err error
-	if b.eventLog, err = readMeasurements(c.EventLog, defaultEventLog); err != nil {
+	if b.eventLog, err = readMeasurements(c.EventLog, defaultEventLog); errors.Is(err, fs.ErrPermission) && c.EventLog == "" {
+		log.Warn("the boot event log will not be recorded: let the daemon's user read it", "error", err)
+	} else if err != nil {
 		return nil, err
 	}
 	path := c.IMAList
@@ -61,7 +64,7 @@ func readMeasurements(configured, usual string) ([]byte, error) {
 		path = usual
 	}
 	f, err := os.Open(path)
-	if configured == "" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
+	if configured == "" && errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {

@@ -146,7 +146,7 @@ func (a *appliance) openSealer(ctx context.Context) error {
 	if a.machine, err = a.devices.tpm.Attach(ctx, state.Policy.TPM); err != nil {
 		return err
 	}
-	if a.boot, err = readBoot(a.cfg.TPM); err != nil {
+	if a.boot, err = readBoot(a.cfg.TPM, a.log); err != nil {
 		return err
 	}
 	cfg := ledger.SealerConfig{
