@@ -32,6 +32,9 @@ type Exported struct {
 // in the forms that standard tools read, a README, and last the checkpoint: what has none is not finished. It checks nothing; Run on
 // the copy does. put is called by several goroutines, once a name.
 func Export(ctx context.Context, src Source, put func(name string, data []byte) error, progress func(done, total uint64)) (*Exported, error) {
+	if err := exportWitnesses(ctx, src, put); err != nil { // first: none is over a larger tree than the head
+		return nil, err
+	}
 	signed, ok, err := read(ctx, src, checkpoint, record.MaxCheckpoint)
 	if err != nil || !ok {
 		return nil, errors.Join(err, fmt.Errorf("exporting: there is no checkpoint"))
@@ -60,6 +63,20 @@ func Export(ctx context.Context, src Source, put func(name string, data []byte) 
 		return nil, err
 	}
 	return &e.out, put(checkpoint, signed)
+}
+
+// exportWitnesses copies the checkpoints that witnesses cosigned.
+func exportWitnesses(ctx context.Context, src Source, put func(name string, data []byte) error) error {
+	for n := range maxWitnesses {
+		b, ok, err := read(ctx, src, WitnessFile(n), record.MaxCheckpoint)
+		if err != nil || !ok {
+			return err
+		}
+		if err := put(WitnessFile(n), b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // exportWorkers is how many tiles are copied at a time.

@@ -92,9 +92,7 @@ func (r *run) judgeSignatures() {
 	if other, name := r.foreignLine(); other {
 		r.find(Finding{Rule: "checkpoint.origin", File: checkpoint, Expected: "origin " + quote(name), Found: "origin " + quote(r.head.Origin)})
 	}
-	if unknown := r.unknownLines(required); unknown > 0 {
-		r.remark("%d signature line(s) of the checkpoint are by keys that neither policy nor log name; they were not checked", unknown)
-	}
+	r.remarkUnknown("the checkpoint", r.signed, required)
 	switch {
 	case r.policy == nil:
 		r.miss("no policy was given: the log's keys are known only from the log itself", ClaimSignatures)
@@ -123,13 +121,25 @@ func (r *run) foreignLine() (found bool, name string) {
 	return false, ""
 }
 
+// remarkUnknown says how many signature lines of a note are by none of the keys, and by no witness of the policy.
+func (r *run) remarkUnknown(name string, signed []byte, vkeys []string) {
+	if unknown := r.unknownLines(signed, vkeys); unknown > 0 {
+		r.remark("%d signature line(s) of %s are by keys that neither policy nor log name; they were not checked", unknown, name)
+	}
+}
+
 // unknownLines counts the signature lines that are by none of the keys.
-func (r *run) unknownLines(vkeys []string) int {
+func (r *run) unknownLines(signed []byte, vkeys []string) int {
 	vs, err := verifiers(vkeys)
 	if err != nil {
 		return 0
 	}
-	n, err := note.Open(r.signed, note.VerifierList(vs...))
+	for _, w := range r.policy.witnesses() {
+		if v, err := record.NewWitnessVerifier(w.VKey); err == nil {
+			vs = append(vs, v)
+		}
+	}
+	n, err := note.Open(signed, note.VerifierList(vs...))
 	var unverified *note.UnverifiedNoteError
 	if errors.As(err, &unverified) {
 		n, err = unverified.Note, nil

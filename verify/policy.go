@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -24,6 +25,10 @@ type Policy struct {
 	NoSeals bool                   // the logs have no TPM: seals and rollback are not required
 	NoTime  bool                   // time is not required
 	Tail    *uint64                // the most entries that may be without an anchor; nil: any number
+
+	Witnesses []Witness // who cosigns heads
+	Groups    []Group   // of them
+	Quorum    string    // the witness or group that must have cosigned; "": nobody
 }
 
 // akNameSize is the size of an attestation key's Name, in bytes: the hash algorithm and the hash.
@@ -32,7 +37,8 @@ const akNameSize = 2 + 32
 // maxPolicy bounds a policy file, in bytes.
 const maxPolicy = 1 << 20
 
-// ParsePolicy reads a policy file: C2SP tlog-policy, of which it knows `log VKEY` and `quorum none`, with these lines added:
+// ParsePolicy reads a policy file: C2SP tlog-policy (`log VKEY`, `witness NAME VKEY`, `group NAME any|all|K MEMBER...`, `quorum NAME`, `quorum none`),
+// with these lines added:
 //
 //	genesis HEX [ORIGIN]  the leaf hash of entry 0; the origin may be left out where there is one log
 //	ek-root BASE64        a certificate (DER) of an authority that may certify the TPM's endorsement key; one of them must
@@ -103,8 +109,6 @@ func (p *Policy) line(words []string, seen map[string]bool, unnamed **record.Has
 		}
 		p.Genesis[args[1]] = h
 		return record.CheckOrigin(args[1])
-	case key == "quorum" && slices.Equal(args, []string{"none"}):
-		return once()
 	case key == "ek-root" && len(args) == 1:
 		der, err := base64.StdEncoding.Strict().DecodeString(args[0])
 		if err != nil {
@@ -135,10 +139,12 @@ func (p *Policy) line(words []string, seen map[string]bool, unnamed **record.Has
 		}
 		p.Tail = &n
 		return once()
-	case key == "witness" || key == "group" || key == "quorum":
-		return fmt.Errorf("%q: cosignatures of witnesses are not checked; leave witnesses out and write `quorum none`", key)
+	case key == "quorum":
+		return errors.Join(once(), p.witnessLine(key, args))
+	case key == "witness" || key == "group":
+		return p.witnessLine(key, args)
 	}
-	return fmt.Errorf("not understood: %.60q; the lines are log, genesis, quorum none, ek-root, ak, seals none, time none, tail", strings.Join(words, " "))
+	return fmt.Errorf("not understood: %.60q; the lines are log, genesis, witness, group, quorum, ek-root, ak, seals none, time none, tail", strings.Join(words, " "))
 }
 
 func parseHex(s string) (record.Hash, error) {
@@ -208,7 +214,7 @@ func (p *Policy) MarshalText() ([]byte, error) {
 			fmt.Fprintf(&b, "genesis %x %s\n", h[:], origin)
 		}
 	}
-	b.WriteString("quorum none\n")
+	b.Write(p.appendWitnesses(nil))
 	for _, der := range p.EKRoots {
 		fmt.Fprintf(&b, "ek-root %s\n", base64.StdEncoding.EncodeToString(der))
 	}

@@ -56,6 +56,7 @@ func TestPolicyRefusals(t *testing.T) {
 	}
 	log := "log " + vkey(origin, false) + "\n"
 	hash := strings.Repeat("ab", 32)
+	witnesses := "witness w1 " + witnessKey(t, 1) + "\nwitness w2 " + witnessKey(t, 2) + " https://w2.example/\n"
 	for _, c := range []struct{ about, policy, want string }{
 		{"unknown line", log + "trust everybody\n", "line 2: not understood"},
 		{"no key", "log\n", "line 1: not understood"},
@@ -75,8 +76,21 @@ func TestPolicyRefusals(t *testing.T) {
 		{"root that is no certificate", log + "ek-root AAAA\n", "line 2: ek-root: x509"},
 		{"attestation key that is too short", log + "ak 000b\n", "line 2: ak: must be a key's Name, 68 lower-case hex digits"},
 		{"attestation key in capitals", log + "ak " + strings.Repeat("AB", 34) + "\n", "line 2: ak: must be"},
-		{"witness", log + "witness w key\n", "line 2: \"witness\": cosignatures of witnesses are not checked"},
-		{"quorum of witnesses", log + "quorum w\n", "cosignatures of witnesses are not checked"},
+		{"witness without its key", log + "witness w\n", "line 2: the lines are `witness NAME VKEY [URL]`"},
+		{"witness with another key", log + "witness w key\n", "line 2: witness: malformed verifier key of a witness"},
+		{"witness with a log's key", log + "witness w " + vkey("w", true) + "\n", "has type 0x01: only 0x04"},
+		{"witness twice", log + witnesses + "witness w1 " + witnessKey(t, 3) + "\n", `line 4: the name "w1" is taken`},
+		{"two witnesses of one key", log + witnesses + "witness w3 " + witnessKey(t, 1) + "\n", "line 4: witness: the same key twice"},
+		{"witness none", log + "witness none " + witnessKey(t, 1) + "\n", `the name "none" is taken`},
+		{"group of nobody", log + witnesses + "group g all\n", "line 4: the lines are"},
+		{"group of what is not named", log + witnesses + "group g all w1 w3\n", `group "g": no witness or group "w3" is named before`},
+		{"group that needs too many", log + witnesses + "group g 3 w1 w2\n", "from 1 to 2 of its members"},
+		{"group that needs none", log + witnesses + "group g 0 w1 w2\n", "from 1 to 2 of its members"},
+		{"group that needs 01", log + witnesses + "group g 01 w1 w2\n", "from 1 to 2 of its members"},
+		{"member twice", log + witnesses + "group g any w1 w1\n", `"w1" is a member already`},
+		{"member of two groups", log + witnesses + "group g any w1\ngroup h any w1\n", `group "h": "w1" is a member already`},
+		{"quorum that is not named", log + witnesses + "quorum g\n", `line 4: quorum: no witness or group "g" is named before`},
+		{"two quorums", log + witnesses + "quorum w1\nquorum w2\n", `line 5: a second "quorum"`},
 		{"quorum twice", log + "quorum none\nquorum none\n", `line 3: a second "quorum"`},
 		{"tail", log + "tail many\n", "line 2: tail: not a number"},
 		{"half a line", log + "seals\n", "line 2: not understood"},

@@ -37,10 +37,11 @@ const (
 	ClaimSeals      = "seals"      // the TPM attested the heads that the seals name
 	ClaimRollback   = "rollback"   // counter, PCR and clock of the TPM never go back
 	ClaimReceipts   = "receipts"   // the receipts given are of this log
+	ClaimWitnesses  = "witnesses"  // a quorum of witnesses cosigned heads of this log
 	ClaimContinuity = "continuity" // the log extends what was seen of it before
 )
 
-var claimNames = []string{ClaimBytes, ClaimChain, ClaimTree, ClaimSignatures, ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback, ClaimReceipts, ClaimContinuity}
+var claimNames = []string{ClaimBytes, ClaimChain, ClaimTree, ClaimSignatures, ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback, ClaimReceipts, ClaimWitnesses, ClaimContinuity}
 
 // Report is the outcome of a run. Its JSON form is stable: members may be added, none changes its meaning.
 type Report struct {
@@ -53,11 +54,12 @@ type Report struct {
 	Claims     []Claim           `json:"claims"`
 	Findings   []Finding         `json:"findings,omitempty"`
 	Omitted    uint64            `json:"findings_omitted,omitempty"` // findings beyond those listed
-	Unanchored *Range            `json:"unanchored,omitempty"`       // entries that no seal and no receipt anchors
+	Unanchored *Range            `json:"unanchored,omitempty"`       // entries that no seal, receipt or quorum of witnesses anchors
 	Missing    []string          `json:"missing,omitempty"`          // what would have to be there for a better answer
 	Governance Governance        `json:"governance"`
 	Receipts   []ReceiptResult   `json:"receipts,omitempty"`
-	Entries    map[string]uint64 `json:"entries"` // by kind
+	Witnesses  []WitnessResult   `json:"witnesses,omitempty"` // those that the policy names
+	Entries    map[string]uint64 `json:"entries"`             // by kind
 	Remarks    []string          `json:"remarks,omitempty"`
 }
 
@@ -148,6 +150,8 @@ func (r *run) requires(name string) bool {
 		return r.policy == nil || !r.policy.NoSeals
 	case ClaimReceipts:
 		return len(r.opt.Receipts) > 0
+	case ClaimWitnesses:
+		return r.policy.quorum() != ""
 	case ClaimContinuity:
 		return false
 	}
@@ -159,7 +163,7 @@ func (r *run) anchor() {
 	if !r.headOK {
 		return
 	}
-	to := r.fold.sealed
+	to := max(r.fold.sealed, r.witnessed)
 	for _, res := range r.report.Receipts {
 		if res.Status == Verified {
 			to = max(to, res.Size)

@@ -21,7 +21,7 @@ func (r *run) judgeRest(ctx context.Context) error {
 		t, ok := record.ParseTilePath(name)
 		if !ok {
 			known, err := copies.judge(ctx, name)
-			if name != checkpoint && !known {
+			if name != checkpoint && !known && !r.isCosigned(name) {
 				if other++; example == "" {
 					example = name
 				}

@@ -64,6 +64,11 @@ var ownRules = []Rule{
 	{"receipt.entry", ClaimReceipts, "The log holds another entry where the receipt proves one: the log was rewritten after the receipt was given."},
 	{"receipt.tree", ClaimReceipts, "The log's tree is not the one that the receipt was given under: the log was rewritten, or shows different histories to different people."},
 
+	{"witness.format", ClaimWitnesses, "A cosigned checkpoint cannot be read, or is of another log: it was damaged, or comes from elsewhere."},
+	{"witness.signature", ClaimWitnesses, "A signature on a cosigned checkpoint is not over it: the checkpoint was changed, or the signature is forged."},
+	{"witness.beyond", ClaimWitnesses, "The log showed a longer history than this one to a witness: its end was cut off, or an older state was put back."},
+	{"witness.tree", ClaimWitnesses, "The log's tree is not the one that was shown to a witness: the log was rewritten, or shows different histories to different people."},
+
 	{"enrolment.endorsement", ClaimSeals, "No authority that the policy trusts certifies the TPM's endorsement key: the TPM is not of a maker that is trusted, or is no TPM."},
 	{"enrolment.ak", ClaimSeals, "The log's TPM has another attestation key than the policy trusts: the log is of another machine."},
 	{"enrolment.activation", ClaimSeals, "What the log says of a credential that the TPM opened does not hold: the secret is not the credential's, or it is for another TPM."},

@@ -51,9 +51,9 @@ func (rep *Report) writeHead(w io.Writer) {
 	case u == nil:
 		row("unanchored", "nothing")
 	case u.From == 0:
-		row("unanchored", "every entry: no seal and no receipt vouches for what the appliance's storage says")
+		row("unanchored", "every entry: no seal, receipt or witness vouches for what the appliance's storage says")
 	default:
-		row("unanchored", "%s: behind the last seal or receipt", span(u.From, u.To))
+		row("unanchored", "%s: behind the last seal, receipt or cosignature", span(u.From, u.To))
 	}
 }
 

@@ -16,6 +16,7 @@
 //	seals.go    what the TPM attested; enrolment.go why it is trusted; boot.go what was measured
 //	history.go  roots and leaf hashes of earlier sizes, as they were judged
 //	receipts.go receipts held outside the log
+//	witness.go  heads that witnesses cosigned, and the policy's quorum
 //	rest.go     files that the head does not need; copies.go those of seals for standard tools
 //	export.go   the other way: evidence copied from where it is served or stored; readme.go its README
 //
@@ -77,12 +78,16 @@ func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report,
 		if err := r.judgeReceipts(ctx); err != nil {
 			return nil, err
 		}
-		// 6. Files that the head does not need are prefixes of those that it does, or are no evidence.
+		// 6. What witnesses saw is still in the log.
+		if err := r.judgeWitnesses(ctx); err != nil {
+			return nil, err
+		}
+		// 7. Files that the head does not need are prefixes of those that it does, or are no evidence.
 		if err := r.judgeRest(ctx); err != nil {
 			return nil, err
 		}
 	}
-	// 7. Only now an answer.
+	// 8. Only now an answer.
 	return r.conclude(), nil
 }
 
@@ -97,6 +102,9 @@ type run struct {
 	head   record.Checkpoint // what its text says
 	headOK bool              // the text could be read
 	origin string            // the log that the entries belong to: the head's, unless the first entry says otherwise
+
+	witnessed uint64 // entries that a quorum of witnesses vouches for
+	cosigned  int    // files of cosigned checkpoints
 
 	claims map[string]*claimState
 	chain  chain
