@@ -83,6 +83,16 @@ func TestDocumentedSeals(t *testing.T) {
 	if !bytes.Contains(text, []byte("| rule | violated, it means |\n|---|---|\n"+rules.String()+"\n")) {
 		t.Errorf("the rules are\n%s", rules.String())
 	}
+	var answers strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(attest.ChallengeRules)) {
+		fmt.Fprintf(&answers, "| `%s` | %s |\n", name, attest.ChallengeRules[name])
+	}
+	if !bytes.Contains(text, []byte("| rule | violated, it means |\n|---|---|\n"+answers.String()+"\n")) {
+		t.Errorf("the rules of answers are\n%s", answers.String())
+	}
+	if a, err := attest.ParseActivation(blocks["activation"]); err != nil || a.Proves() != nil {
+		t.Errorf("the transcript of an activation: %v, %+v", err, a)
+	}
 	files, err := s.Files(&e)
 	if err != nil {
 		t.Fatal(err)
