@@ -2,6 +2,7 @@ package softhsmtest_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -197,6 +198,7 @@ func TestLiveChallenge(t *testing.T) {
 	const nonce = "00112233445566778899aabbccddeeff"
 	var first struct {
 		Nonce, Head string
+		Exe, Config string
 		Entry, Seal uint64
 		Counter     uint64
 		Verdict     verify.Verdict
@@ -205,6 +207,12 @@ func TestLiveChallenge(t *testing.T) {
 	out := a.require(0, "", "challenge", "--nonce", nonce, "--policy", policy, "--json")
 	if err := json.Unmarshal([]byte(out), &first); err != nil || first.Nonce != nonce || first.Verdict != verify.OutcomeVerified || first.Counter == 0 {
 		t.Fatalf("%s: %v", out, err)
+	}
+	if exe := fmt.Sprintf("%x", sha256.Sum256(readFile(t, program(t, "bullad")))); first.Exe != exe {
+		t.Errorf("the daemon says that its executable is %s, it is %s", first.Exe, exe)
+	}
+	if config := fmt.Sprintf("%x", sha256.Sum256(readFile(t, r.path("serve.toml")))); first.Config != config {
+		t.Errorf("the daemon says that its configuration is %s, it is %s", first.Config, config)
 	}
 	statement := a.require(0, "", "seal", "show", fmt.Sprint(first.Entry))
 	raw, err := hex.DecodeString(nonce)
@@ -342,6 +350,24 @@ func TestBootEventLog(t *testing.T) {
 	rep := w.requireVerified(t, policy)
 	if all := strings.Join(rep.Remarks, "\n"); !strings.Contains(all, "boot: in 2 of 3 recorded starts") || !strings.Contains(all, "does not lead to the quoted values of PCRs [0") {
 		t.Error(all)
+	}
+	// Both event logs are in the log, as they were, for other tools.
+	a := newAuditor(t, r)
+	out := a.require(0, "it leads to the quoted PCRs", "attest", "boots")
+	sum := fmt.Sprintf("%x", sha256.Sum256(sample))
+	if strings.Count(out, sum) != 2 || strings.Count(out, "\n") != 4 {
+		t.Error(out)
+	}
+	a.require(0, "", "export", "--out", "evidence")
+	a.require(0, "", "attest", "boots", "evidence", "--extract", sum, "--out", "sample")
+	if !bytes.Equal(a.read("sample"), sample) {
+		t.Error("the extracted event log is another")
+	}
+	a.require(64, "sample exists", "attest", "boots", "--extract", sum, "--out", "sample")
+	a.require(2, "does not hold all of", "attest", "boots", "--extract", strings.Repeat("0", 64), "--out", "none")
+	a.require(64, "go together", "attest", "boots", "--extract", sum)
+	if out, err := exec.CommandContext(t.Context(), "tpm2_eventlog", a.path("sample")).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("24af52a4f429b71a3184a6d64cddad17e54ea030e2aa6576bf3a5a3d8bd3328f")) {
+		t.Errorf("tpm2_eventlog: %v", err)
 	}
 	if code := daemon.stop(); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)

@@ -26,7 +26,7 @@ import (
 func (t *tool) attestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "attest",
-		Short: "Find out whether an attestation key is held by a genuine TPM",
+		Short: "Find out whether seals are by a genuine TPM, and what it measured",
 		Long: `Seals are signed by a TPM's attestation key. Its genesis says that the key is held by the TPM whose endorsement key the maker certified;
 credential activation proves it:
 
@@ -34,11 +34,13 @@ credential activation proves it:
   activate          the appliance has its TPM open it, and records what came of it in its logs
   challenge-check   the auditor judges the answer
 
+What was measured while the machine started is in the log too, and boots lists it.
+
 The two documents travel by any way; neither is secret.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: help,
 	}
-	cmd.AddCommand(t.challengeNewCommand(), t.activateCommand(), t.challengeCheckCommand())
+	cmd.AddCommand(t.challengeNewCommand(), t.activateCommand(), t.challengeCheckCommand(), t.bootsCommand())
 	return cmd
 }
 

@@ -122,15 +122,20 @@ func (t *tool) servedSeals(ctx context.Context, h *sealHistory) error {
 	if err != nil {
 		return coded(exitUnavailable, fmt.Errorf("the appliance's genesis: %w", err))
 	}
+	return a.eachOfKind(ctx, record.KindSeal, h.add)
+}
+
+// eachOfKind calls f with every entry of a kind in the log.
+func (a *appliance) eachOfKind(ctx context.Context, kind record.Kind, f func(*record.Entry) error) error {
 	for from := uint64(0); ; {
 		var p api.Page
-		if err := a.getJSON(ctx, fmt.Sprintf("%s/v1/entries?kind=seal&from=%d&limit=1000", a.prefix, from), &p); err != nil {
+		if err := a.getJSON(ctx, fmt.Sprintf("%s/v1/entries?kind=%s&from=%d&limit=1000", a.prefix, kind, from), &p); err != nil {
 			return err
 		}
 		for _, b := range p.Entries {
 			e, err := record.ParseEntry(b)
-			if err == nil && e.Kind == record.KindSeal {
-				err = h.add(e)
+			if err == nil && e.Kind == kind {
+				err = f(e)
 			}
 			if err != nil {
 				return coded(exitUnavailable, fmt.Errorf("the appliance's answer: %w", err))
