@@ -18,8 +18,11 @@ import (
 func (s *Sealer) Seal(ctx context.Context, reason string, nonce []byte) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.rollback != nil {
+		return 0, s.rollback
+	}
 	number, err := s.seal(ctx, reason, nonce)
-	s.note(err)
+	s.note(s.stuck(err))
 	if err == nil && reason == ReasonStart {
 		s.started = true
 		if s.cfg.Started != nil {
@@ -33,8 +36,13 @@ func (s *Sealer) seal(ctx context.Context, reason string, nonce []byte) (uint64,
 	if err := s.settle(ctx); err != nil {
 		return 0, err
 	}
+	// 0. The TPM must be as the last seal left it: a seal that the verifier would call a fork's is not made.
+	now, err := s.look(ctx)
+	if err != nil {
+		return 0, err
+	}
 	// 1. The counter, if it is due. The heads are fixed after it, so that a value covers what was there when it was reached.
-	if err := s.increment(ctx, reason); err != nil {
+	if err := s.increment(ctx, now, reason); err != nil {
 		return 0, err
 	}
 	heads := s.heads()
@@ -47,12 +55,13 @@ func (s *Sealer) seal(ctx context.Context, reason string, nonce []byte) (uint64,
 	if err != nil {
 		return 0, fmt.Errorf("certifying the counter: %w", err)
 	}
-	before, err := s.cfg.TPM.PCR(ctx, s.state.Enrolment.PCR)
-	if err != nil {
-		return 0, fmt.Errorf("reading the seal PCR: %w", err)
+	if certified, err := attest.ParseCertify(a.Attest); err != nil {
+		return 0, fmt.Errorf("certifying the counter: %w", err)
+	} else if c := certified.Clock; c.ResetCount != now.clock.ResetCount || c.RestartCount != now.clock.RestartCount {
+		return 0, errReset // the PCR that was read is of another boot
 	}
 	// 3. The statement, stored before the TPM is asked to commit to it.
-	statement, err := s.statement(heads, a, before, reason, nonce)
+	statement, err := s.statement(heads, a, now.pcr, reason, nonce)
 	if err != nil {
 		return 0, err
 	}
@@ -95,28 +104,13 @@ func (s *Sealer) statement(heads []attest.Head, a attest.Signed, before record.H
 
 // increment moves the counter on where that is due. A value that an earlier intent reached, and that no seal has used, is used
 // first: between consecutive seals the counter grows by 0 or 1.
-func (s *Sealer) increment(ctx context.Context, reason string) error {
-	value, err := s.cfg.TPM.Counter(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the counter: %w", err)
+func (s *Sealer) increment(ctx context.Context, now *found, reason string) error {
+	value := now.counter
+	due := reason == ReasonStart || reason == ReasonStop || s.incrementDue() || now.anew || s.state.Last == nil
+	if !now.used && s.incremented.IsZero() {
+		s.incremented = time.Now() // by an earlier attempt: the next is due from here
 	}
-	clock, err := s.cfg.TPM.Clock(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the TPM's clock: %w", err)
-	}
-	last := s.last()
-	used, err := s.used()
-	if err != nil {
-		return err
-	}
-	if value != used {
-		if value == used+1 && s.state.Intent == value {
-			return nil
-		}
-		return fmt.Errorf("%w: the counter is at %d, the last seal has %d", ErrRollback, value, used)
-	}
-	due := reason == ReasonStart || reason == ReasonStop || s.incrementDue() || s.state.Last == nil || clock.ResetCount != last.Resets
-	if !due {
+	if !due || !now.used {
 		return nil
 	}
 	s.state.Intent = value + 1
@@ -145,6 +139,9 @@ func (s *Sealer) settle(ctx context.Context) error {
 	st, err := attest.ParseStatement(p.Statement)
 	if err != nil {
 		return fmt.Errorf("the pending seal: %w", err)
+	}
+	if err := s.hold(st); err != nil {
+		return err
 	}
 	if p.Quote == nil {
 		if done, err := s.quote(ctx, p, st); err != nil || done {
@@ -183,11 +180,12 @@ func (s *Sealer) quote(ctx context.Context, p *pendingSeal, st *attest.Statement
 		}
 	}
 	if now != extended {
-		// Unless it was reset while this went on.
+		// Unless PCRs began anew while this went on: the machine was reset, or hibernated.
 		if clock, err = s.cfg.TPM.Clock(ctx); err != nil {
 			return false, fmt.Errorf("reading the TPM's clock: %w", err)
 		}
-		if clock.ResetCount != certified.Clock.ResetCount {
+		hibernated := clock.RestartCount != certified.Clock.RestartCount && (now == record.Hash{} || now == attest.ExtendPCR(record.Hash{}, digest))
+		if clock.ResetCount != certified.Clock.ResetCount || hibernated {
 			return true, s.abandonPending(p)
 		}
 		return false, fmt.Errorf("%w: PCR %d is neither before nor after the pending seal %d: another program extends it, or an old file was put back", ErrRollback, st.PCR.Index, st.Number)
@@ -239,7 +237,7 @@ func (s *Sealer) publish(ctx context.Context, p *pendingSeal, st *attest.Stateme
 		return fmt.Errorf("encoding seal %d: %w", st.Number, err)
 	}
 	for _, l := range s.cfg.Logs {
-		last, err := s.lastIn(l)
+		last, _, err := s.sealIn(l)
 		if err != nil {
 			return err
 		}
@@ -252,6 +250,10 @@ func (s *Sealer) publish(ctx context.Context, p *pendingSeal, st *attest.Stateme
 	last, err := s.describe(body)
 	if err != nil {
 		return err
+	}
+	last.Saved = s.last().Saved
+	if before := s.last(); last.Counter != before.Counter && last.Resets == before.Resets {
+		last.Saved = before.Clock // the TPM saved it with the counter
 	}
 	s.published = body
 	s.state.Last, s.state.Pending, s.state.Abandoned, s.state.Intent = last, nil, nil, 0

@@ -57,6 +57,7 @@ type Sealer struct {
 	incremented time.Time         // when the counter last grew; zero: not by this process
 	started     bool              // this process has made the seal of its start
 	published   []byte            // body of the last seal
+	rollback    error             // once found, no seal is made any more
 
 	statusMu sync.Mutex
 	status   SealerStatus
@@ -119,8 +120,8 @@ func (s *Sealer) Run(ctx context.Context) error {
 	interval := time.Duration(s.cfg.Policy.Interval)
 	tick := time.NewTicker(min(interval, time.Second))
 	defer tick.Stop()
-	sealed := time.Now()
-	last := sealed
+	last := time.Now()
+	sealed, alarmed := last, false // all that there was then was sealed; events are refused since it is too long ago
 	for {
 		var reason string
 		select {
@@ -133,19 +134,44 @@ func (s *Sealer) Run(ctx context.Context) error {
 		}
 		if reason != "" {
 			last = time.Now()
-			if _, err := s.Seal(ctx, reason, nil); err == nil {
-				sealed = time.Now()
-				continue
-			} else if errors.Is(err, ErrRollback) {
+			if _, err := s.Seal(ctx, reason, nil); errors.Is(err, ErrRollback) {
 				return s.rolledBack(ctx, err)
 			}
-		} else if s.Status().LastError == "" {
-			sealed = time.Now() // nothing is waiting for a seal
 		}
-		if limit := time.Duration(s.cfg.Policy.Unsealed); limit > 0 && time.Since(sealed) > limit {
-			s.holdAll(&Refusal{Code: record.CodeUnsealed, Message: fmt.Sprintf("no seal for more than %v: %s", limit, s.Status().LastError), RetryAfter: 10 * time.Second})
+		if s.Status().LastError == "" { // sealed, or nothing was waiting for a seal
+			sealed = time.Now()
+		}
+		limit := time.Duration(s.cfg.Policy.Unsealed)
+		switch overdue := limit > 0 && time.Since(sealed) > limit; {
+		case overdue:
+			why := fmt.Sprintf("no seal for more than %v: %s", limit, s.Status().LastError)
+			s.holdAll(&Refusal{Code: record.CodeUnsealed, Message: why, RetryAfter: 10 * time.Second})
+			if !alarmed {
+				alarmed = s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeUnsealed, Message: clip(why)}) == nil
+			}
+		case alarmed:
+			alarmed = s.say(ctx, &record.System{Event: record.SystemRecovery, Code: record.CodeUnsealed}) != nil
 		}
 	}
+}
+
+// sayTime bounds how long an alarm waits to be recorded: seals must go on meanwhile.
+const sayTime = 5 * time.Second
+
+// say records something of the sealer's in every log, or notes why it could not.
+func (s *Sealer) say(ctx context.Context, what *record.System) error {
+	ctx, cancel := context.WithTimeout(ctx, sayTime)
+	defer cancel()
+	body, err := record.MarshalCanonical(what)
+	if err != nil {
+		return err
+	}
+	for _, l := range s.cfg.Logs {
+		if _, err := l.Record(ctx, record.KindSystem, body); err != nil {
+			return fmt.Errorf("recording %s: %w", what.Event, err)
+		}
+	}
+	return nil
 }
 
 // start settles what was left, compares store and TPM, and makes the first seal. It tries until it knows.
@@ -176,9 +202,21 @@ func (s *Sealer) begin(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.settle(ctx); err != nil {
-		return err
+		return s.stuck(err)
 	}
-	return s.judge(ctx)
+	return s.stuck(s.judge(ctx))
+}
+
+// stuck keeps a rollback: it does not pass by itself, and Run must hear of what others' seals find.
+func (s *Sealer) stuck(err error) error {
+	if errors.Is(err, ErrRollback) && s.rollback == nil {
+		s.rollback = err
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+	return err
 }
 
 // rolledBack refuses events for good: only a recovery ends it. Reads go on, and the alarm is in the log.
@@ -187,14 +225,8 @@ func (s *Sealer) rolledBack(ctx context.Context, err error) error {
 	s.statusMu.Lock()
 	s.status.Rollback = err.Error()
 	s.statusMu.Unlock()
-	body, err := record.MarshalCanonical(&record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(err.Error())})
-	if err != nil {
-		return err
-	}
-	for _, l := range s.cfg.Logs {
-		if _, err := l.Record(ctx, record.KindSystem, body); err != nil {
-			s.note(err)
-		}
+	if err := s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(err.Error())}); err != nil {
+		s.note(err)
 	}
 	<-ctx.Done()
 	return nil
@@ -211,7 +243,7 @@ func (s *Sealer) due(interval bool) string {
 		return ""
 	case !s.started: // the TPM did not answer then
 		return ReasonStart
-	case s.state.Pending != nil:
+	case s.state.Pending != nil || s.Status().LastError != "":
 		return ReasonInterval
 	}
 	for _, l := range s.cfg.Logs {
@@ -224,59 +256,6 @@ func (s *Sealer) due(interval bool) string {
 
 func (s *Sealer) incrementDue() bool {
 	return !s.incremented.IsZero() && time.Since(s.incremented) >= time.Duration(s.cfg.Policy.Increment)
-}
-
-// judge compares the store with the TPM: is the last seal that the logs hold the last that the TPM made?
-func (s *Sealer) judge(ctx context.Context) error {
-	for _, l := range s.cfg.Logs {
-		found, err := s.lastIn(l)
-		if err != nil {
-			return err
-		}
-		if found != nil && (s.state.Last == nil || found.Number > s.state.Last.Number) {
-			s.state.Last, s.state.Intent = found, found.Counter+1 // the sealer's own file is the older one; the logs are signed
-		}
-	}
-	last := s.last()
-	for _, l := range s.cfg.Logs {
-		found, err := s.lastIn(l)
-		if err != nil {
-			return err
-		}
-		if since := l.State().Policy.TPM; found == nil && since != nil && since.Seal >= last.Number {
-			continue // the log was made after the last seal
-		}
-		if found == nil || found.Number != last.Number {
-			return fmt.Errorf("%w: log %s ends before seal %d", ErrRollback, l.Origin(), last.Number)
-		}
-	}
-	used, err := s.used()
-	if err != nil {
-		return err
-	}
-	value, err := s.cfg.TPM.Counter(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the counter: %w", err)
-	}
-	pcr, err := s.cfg.TPM.PCR(ctx, s.state.Enrolment.PCR)
-	if err != nil {
-		return fmt.Errorf("reading the seal PCR: %w", err)
-	}
-	clock, err := s.cfg.TPM.Clock(ctx) // after the PCR: a reset in between shows
-	if err != nil {
-		return fmt.Errorf("reading the TPM's clock: %w", err)
-	}
-	switch {
-	case value != used && (value != used+1 || s.state.Intent != value):
-		return fmt.Errorf("%w: the TPM's counter is at %d, the last seal in the logs has %d", ErrRollback, value, used)
-	case s.state.Last == nil:
-	case len(s.state.Abandoned) > 0: // the machine was reset since the last seal
-	case clock.ResetCount == last.Resets && pcr != last.PCR:
-		return fmt.Errorf("%w: PCR %d is not as the last seal in the logs left it", ErrRollback, s.state.Enrolment.PCR)
-	case clock.ResetCount == last.Resets && clock.Clock < last.Clock:
-		return fmt.Errorf("%w: the TPM's clock is at %d ms, the last seal in the logs has %d", ErrRollback, clock.Clock, last.Clock)
-	}
-	return s.save()
 }
 
 // note keeps the last error for the status; nil clears it.

@@ -32,6 +32,10 @@ type lastSeal struct {
 	PCR     record.Hash `json:"pcr"`   // the seal PCR after it
 	Quote   record.Hash `json:"quote"` // SHA-256 of its quote
 	Resets  uint32      `json:"resets"`
+	// Restarts is the TPM's count of suspensions.
+	Restarts uint32 `json:"restarts,omitzero"`
+	// Saved is behind what a reset does not set the TPM's clock back, ms.
+	Saved uint64 `json:"saved,omitzero"`
 }
 
 // pendingSeal is a seal whose statement stands; Quote is there once the TPM has made it.
@@ -66,23 +70,6 @@ func (s *Sealer) used() (uint64, error) {
 	return used, nil
 }
 
-// lastIn reads the last seal in a log; nil when it has none.
-func (s *Sealer) lastIn(l *Ledger) (*lastSeal, error) {
-	i, ok, err := l.LastKind(record.KindSeal)
-	if err != nil || !ok {
-		return nil, err
-	}
-	entry, err := l.Entry(i)
-	if err != nil {
-		return nil, err
-	}
-	e, err := record.ParseEntry(entry)
-	if err != nil {
-		return nil, fmt.Errorf("entry %d of %s: %w", i, l.Origin(), err)
-	}
-	return s.describe(e.Body)
-}
-
 // describe extracts from a seal's body what the next one follows on.
 func (s *Sealer) describe(body []byte) (*lastSeal, error) {
 	seal, err := attest.ParseSeal(body)
@@ -107,7 +94,7 @@ func (s *Sealer) describe(body []byte) (*lastSeal, error) {
 		Number:  st.Number,
 		PCR:     attest.ExtendPCR(st.PCR.Before, sha256.Sum256(seal.Statement)),
 		Quote:   sha256.Sum256(seal.Quote.Attest),
-		Resets:  quoted.Clock.ResetCount,
+		Resets:  quoted.Clock.ResetCount, Restarts: quoted.Clock.RestartCount,
 	}, nil
 }
 
