@@ -32,10 +32,11 @@ the operator's records, not from the appliance. Without one the answer is at bes
 
   log VKEY              a key that must sign the log's head (C2SP tlog-policy)
   genesis HEX [ORIGIN]  the leaf hash of entry 0
-  quorum none           no witnesses
+  witness NAME VKEY     a witness's key; group NAME any|all|K MEMBER... of them
+  quorum NAME|none      the witness or group that must have cosigned the log
   seals none            the log has no TPM: do without seals
   time none             do without checks of time
-  tail N                at most N entries may be without seal or receipt
+  tail N                at most N entries may be without seal, receipt or cosignatures
 
 --receipt checks a receipt (INDEX.json or INDEX.tlog-proof) by itself and against the log.`,
 		Example: "  bulla verify /media/evidence --policy auditor.policy\n  bulla verify evidence.tar --policy auditor.policy --receipt 17.json --json",
