@@ -10,6 +10,7 @@ type Machine struct {
 	HSM     map[string]any `json:"hsm,omitempty"`  // health by token
 
 	SelfCheck []SelfCheckStatus `json:"selfcheck,omitempty"` // by log
+	Witnesses []WitnessStatus   `json:"witnesses,omitempty"` // by log and witness
 }
 
 // SealStatus is how sealing is doing.

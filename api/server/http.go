@@ -103,6 +103,7 @@ var routes = []route{
 	{"GET", "/v1/status", false, nil, (*call).status},
 	{"GET", "/checkpoint", true, nil, (*call).checkpoint},
 	{"GET", "/tile/{path...}", true, nil, (*call).tile},
+	{"GET", "/witness/{n}", true, nil, (*call).witness},
 	{"GET", "/metrics", false, nil, (*call).metrics},
 	{"GET", "/health/alive", false, nil, (*call).alive},
 	{"GET", "/health/ready", false, nil, (*call).ready},

@@ -559,13 +559,15 @@ func TestPages(t *testing.T) {
 // With several logs, paths name the log.
 func TestPathsOfSeveralLogs(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, everyone, "a", "b").serve()
+	r := newRig(t, everyone, "a", "b")
+	r.cfg.Cosigned = func(origin string) [][]byte { return [][]byte{[]byte("cosigned " + origin + "\n")} }
+	r.serve()
 	b := r.browser()
 	for _, rt := range routes {
 		if !rt.log || rt.method != "GET" {
 			continue
 		}
-		path := strings.NewReplacer("{index}", "0", "{path...}", "0/000.p/1").Replace(rt.path)
+		path := strings.NewReplacer("{index}", "0", "{path...}", "0/000.p/1", "{n}", "0").Replace(rt.path)
 		if p := r.do(b, "GET", path, ""); p.status != 404 || !strings.Contains(p.failure(t).Message, "/logs/NAME"+path) {
 			t.Errorf("%s: %d %s", path, p.status, p.body)
 		}

@@ -98,7 +98,7 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 		t.Error(err)
 	}
 	for _, v := range []any{api.Failure{}, api.FailureDetail{}, api.Page{}, api.Seals{}, api.Challenge{}, api.Sealed{}, api.Activated{}, api.Status{}, api.LogStatus{},
-		api.Machine{}, api.SealStatus{}, api.SelfCheckStatus{}, api.CheckRound{}, attest.CredentialChallenge{}, attest.Activation{}, record.Event{}} {
+		api.Machine{}, api.SealStatus{}, api.SelfCheckStatus{}, api.CheckRound{}, api.WitnessStatus{}, attest.CredentialChallenge{}, attest.Activation{}, record.Event{}} {
 		var want []string
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {
@@ -194,6 +194,9 @@ func described(method, path string) (string, string) {
 	if rest, ok := strings.CutPrefix(path, "/logs/"); ok {
 		_, rest, _ = strings.Cut(rest, "/")
 		path = "/" + rest
+	}
+	if strings.HasPrefix(path, "/witness/") {
+		path = "/witness/{n}"
 	}
 	if rest, ok := strings.CutPrefix(path, "/v1/entries/"); ok {
 		_, tail, found := strings.Cut(rest, "/")

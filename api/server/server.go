@@ -45,6 +45,8 @@ type Config struct {
 	Now func() clock.Stamp
 	// Status returns what is known of the machine beyond its logs, to be shown beside them.
 	Status func() *api.Machine
+	// Cosigned returns the checkpoints of a log that witnesses cosigned, the one over the largest tree first; nil: there are none.
+	Cosigned func(origin string) [][]byte
 	// Gauges returns further numbers for /metrics.
 	Gauges func() []Gauge
 	// Seal makes a seal now and returns its number; nil without a TPM. A nonce makes it an answer to a challenge.

@@ -38,6 +38,7 @@ type appliance struct {
 	exe     record.Hash    // of the running executable
 
 	selfCheck *ledger.SelfCheck
+	witnesses *witnesses
 	config    record.Hash // of the configuration file
 }
 
@@ -84,6 +85,9 @@ func (a *appliance) open(ctx context.Context, path string) (err error) {
 		a.logs = append(a.logs, &openLog{lc, l})
 	}
 	a.openSelfCheck()
+	if err := a.openWitnesses(); err != nil {
+		return err
+	}
 	if err := a.openMonitor(); err != nil {
 		return err
 	}
@@ -149,6 +153,7 @@ func (a *appliance) serve(ctx context.Context, ready func()) error {
 		g.Go(func() error { return a.recordBoot(ctx) })
 	}
 	g.Go(func() error { return a.selfCheck.Run(ctx) })
+	g.Go(func() error { return a.witnesses.run(ctx, a.logs) })
 	for _, l := range a.logs {
 		g.Go(func() error {
 			select {

@@ -23,6 +23,7 @@ type Config struct {
 	Logs    []LogConfig   `toml:"log"`
 
 	SelfCheck SelfCheckConfig `toml:"selfcheck"`
+	Witnesses []WitnessConfig `toml:"witness"`
 }
 
 // SocketsConfig says where sign.sock and http.sock lie.
@@ -154,7 +155,7 @@ func (c *Config) validate() error {
 			return fmt.Errorf("%s.file: %q must be an absolute path", where, l.File)
 		}
 	}
-	return nil
+	return c.validateWitnesses()
 }
 
 func joinPort(host string) string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,7 @@ import (
 )
 
 func exportCommand() *cobra.Command {
-	var config, log, file, out string
+	var config, log, file, out, state string
 	c := &cobra.Command{
 		Use:   "export (--config FILE [--log NAME] | --file LOG) --out DIR",
 		Short: "Export a log at rest, after an incident",
@@ -38,8 +39,9 @@ be running. Nothing is checked and nothing is repaired: bulla verify judges the 
 				if file == "" {
 					return usagef("--log: name one of the configured logs")
 				}
+				state = cfg.State
 			}
-			return export(cmd.Context(), file, out, cmd.OutOrStdout())
+			return export(cmd.Context(), file, state, out, cmd.OutOrStdout())
 		},
 	}
 	c.Flags().StringVar(&config, "config", "/etc/bulla/bullad.toml", "configuration file")
@@ -50,12 +52,19 @@ be running. Nothing is checked and nothing is repaired: bulla verify judges the 
 	return c
 }
 
-func export(ctx context.Context, file, out string, w io.Writer) (err error) {
+// export copies a log from its file, and what witnesses cosigned of it from the daemon's state directory; state may be empty.
+func export(ctx context.Context, file, state, out string, w io.Writer) (err error) {
 	s, err := store.OpenAtRest(file)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	src := atRest{log: s}
+	if state != "" {
+		if src.cosigned, err = cosignedAtRest(s, state); err != nil {
+			return err
+		}
+	}
 	dir, err := verify.CreateDir(out)
 	if errors.Is(err, fs.ErrExist) {
 		return usagef("%s exists: an export goes into a new directory", out)
@@ -63,7 +72,7 @@ func export(ctx context.Context, file, out string, w io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	done, err := verify.Export(ctx, atRest{s}, dir.Put, nil)
+	done, err := verify.Export(ctx, src, dir.Put, nil)
 	if err == nil {
 		err = dir.Sync()
 	}
@@ -74,15 +83,29 @@ func export(ctx context.Context, file, out string, w io.Writer) (err error) {
 	return err
 }
 
-// atRest serves a log file's tiles to an export.
-type atRest struct{ log *store.Log }
+func cosignedAtRest(s *store.Log, state string) ([][]byte, error) {
+	origin, err := s.Origin()
+	if err != nil {
+		return nil, err
+	}
+	notes, err := readWitnessNotes(filepath.Join(state, witnessFile))
+	return cosignedNotes(notes, origin), err
+}
 
-// Open opens the checkpoint or a tile.
+// atRest serves a log file's tiles to an export.
+type atRest struct {
+	log      *store.Log
+	cosigned [][]byte // checkpoints that witnesses cosigned
+}
+
+// Open opens the checkpoint, a tile or a cosigned checkpoint.
 func (a atRest) Open(_ context.Context, name string) (io.ReadCloser, error) {
 	var b []byte
 	var err error
 	if name == "checkpoint" {
 		b, err = a.log.Head()
+	} else if n := a.cosignedAt(name); n >= 0 {
+		b = a.cosigned[n]
 	} else {
 		t, ok := record.ParseTilePath(name)
 		if !ok {
@@ -97,6 +120,16 @@ func (a atRest) Open(_ context.Context, name string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+// cosignedAt is which cosigned checkpoint a name is of; -1 if of none.
+func (a atRest) cosignedAt(name string) int {
+	for n := range a.cosigned {
+		if name == verify.WitnessFile(n) {
+			return n
+		}
+	}
+	return -1
 }
 
 // Walk cannot tell what there is beyond the head.

@@ -22,7 +22,7 @@ func (a *appliance) machineStatus() *api.Machine {
 			out.Seal.AgeSeconds = &age
 		}
 	}
-	out.SelfCheck = a.selfCheckStatus()
+	out.SelfCheck, out.Witnesses = a.selfCheckStatus(), a.witnessStatus()
 	for id, t := range a.devices.tokens {
 		_, name, _ := bytes.Cut([]byte(id), []byte("\n"))
 		out.HSM[string(name)] = t.Health()
@@ -62,6 +62,7 @@ func clockStatus(s ntp.Status) *api.ClockStatus {
 // gauges are the machine's numbers for /metrics.
 func (a *appliance) gauges() []server.Gauge {
 	out := append(clockGauges(a.monitor.Status()), a.selfCheckGauges()...)
+	out = append(out, a.witnessGauges()...)
 	if a.sealer == nil {
 		return out
 	}
