@@ -2,11 +2,14 @@ package softhsmtest_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,6 +19,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	pb "github.com/google/go-tpm-tools/proto/attest"
+	"github.com/google/go-tpm-tools/server"
+	"google.golang.org/protobuf/proto"
 
 	"bulla/api"
 	"bulla/attest"
@@ -363,6 +370,7 @@ func TestBootEventLog(t *testing.T) {
 	if !bytes.Equal(a.read("sample"), sample) {
 		t.Error("the extracted event log is another")
 	}
+	a.requireAttestations(sample)
 	a.require(64, "sample exists", "attest", "boots", "--extract", sum, "--out", "sample")
 	a.require(2, "does not hold all of", "attest", "boots", "--extract", strings.Repeat("0", 64), "--out", "none")
 	a.require(64, "go together", "attest", "boots", "--extract", sum)
@@ -371,6 +379,49 @@ func TestBootEventLog(t *testing.T) {
 	}
 	if code := daemon.stop(); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
+	}
+}
+
+// requireAttestations has go-tpm-tools judge the attest.pb of every exported seal; with the event log too, where the seal is of a start.
+func (a *auditor) requireAttestations(eventLog []byte) {
+	a.t.Helper()
+	seals, err := filepath.Glob(a.path("evidence/seals/*"))
+	if err != nil || len(seals) < 5 {
+		a.t.Fatalf("%d seals, %v", len(seals), err)
+	}
+	booted := 0
+	for _, dir := range seals {
+		read := func(name string) []byte { return readFile(a.t, filepath.Join(dir, name)) }
+		var x pb.Attestation
+		if err := proto.Unmarshal(read("attest.pb"), &x); err != nil {
+			a.t.Fatal(err)
+		}
+		block, _ := pem.Decode(read("ak.pem"))
+		ak, err := x509.ParsePKIXPublicKey(block.Bytes)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		digest := sha256.Sum256(read("statement.json"))
+		opts := server.VerifyOpts{Nonce: digest[:], TrustedAKs: []crypto.PublicKey{ak}, Loader: server.UnsupportedLoader}
+		if _, err := server.VerifyAttestation(&x, opts); err != nil {
+			a.t.Errorf("%s: %v", dir, err)
+		}
+		if !bytes.Contains(read("statement.json"), []byte(`"reason":"start"`)) || len(x.GetQuotes()[0].GetPcrs().GetPcrs()) < 11 {
+			continue // made before there was an event log
+		}
+		booted++
+		x.EventLog = eventLog
+		state, err := server.VerifyAttestation(&x, opts)
+		if err != nil || !state.GetSecureBoot().GetEnabled() {
+			a.t.Errorf("%s, with the event log: %v", dir, err)
+		}
+		opts.Nonce = make([]byte, 32)
+		if _, err := server.VerifyAttestation(&x, opts); err == nil {
+			a.t.Errorf("%s is accepted for another statement", dir)
+		}
+	}
+	if booted < 2 {
+		a.t.Errorf("%d seals quote what was booted", booted)
 	}
 }
 
