@@ -89,7 +89,7 @@ type readers struct {
 // readerKey is who reads and how: what one entry can speak of. A program that is started again and again is one reader, so the pid
 // of an entry is that of the first.
 type readerKey struct {
-	uid, gid                           uint32
+	uid, gid                          uint32
 	exe, role, action, purpose, query string
 }
 

@@ -261,7 +261,8 @@ func (s *SelfCheck) wait(ctx context.Context, until time.Time) error {
 	}
 }
 
-// report counts what differs, and records in every log what has not been reported yet.
+// report counts what differs, and records in every log what has not been reported yet. What could not be recorded is reported when it
+// is found again.
 func (s *SelfCheck) report(ctx context.Context, c *checkedLog, found []Difference) error {
 	for _, d := range found {
 		if ctx.Err() != nil { // the store may be closing
@@ -271,12 +272,14 @@ func (s *SelfCheck) report(ctx context.Context, c *checkedLog, found []Differenc
 		if c.reported[d] || len(c.reported) > maxAlarms {
 			continue
 		}
-		c.reported[d] = true
 		message := d.String()
-		if len(c.reported) > maxAlarms {
+		if len(c.reported) == maxAlarms {
 			message = fmt.Sprintf("the store of log %s differs in more than %d places: what else is found is counted and not recorded", d.Log, maxAlarms)
 		}
-		if err := s.alarm(ctx, message); err != nil {
+		switch err := s.alarm(ctx, message); {
+		case err == nil:
+			c.reported[d] = true
+		case errors.Is(err, ErrUnknown):
 			return err
 		}
 	}

@@ -31,6 +31,8 @@ type config struct {
 	} `toml:"clock"`
 	Logs      []logConfig    `toml:"log"`
 	SelfCheck map[string]any `toml:"selfcheck,omitempty"`
+
+	Witnesses []map[string]any `toml:"witness,omitempty"`
 }
 
 type logConfig struct {

@@ -125,8 +125,8 @@ type witnessState struct {
 	told     map[string]bool // what was recorded
 }
 
-// conflict is that a witness knows a larger tree of a log, or another one.
-type conflict struct{ message string }
+// conflict is that a witness knows a larger tree of a log, or another one. What it is about is reported once.
+type conflict struct{ about, message string }
 
 func (c *conflict) Error() string { return c.message }
 
@@ -221,20 +221,25 @@ func (w *witnesses) turn(ctx context.Context, one *witness, l *ledger.Ledger) er
 		st.fault = err.Error()
 		st.failures++
 	}
-	record := errors.As(err, &found) && !st.told[found.message] && len(st.told) < maxWitnesses
-	if record {
-		st.told[found.message], st.conflict = true, found.message
+	tell := errors.As(err, &found) && !st.told[found.about] && len(st.told) < maxWitnesses
+	if tell {
+		st.told[found.about], st.conflict = true, found.message
 		st.alarms++
 	}
 	w.mu.Unlock()
 	switch {
-	case record:
+	case tell:
 		w.log.Error("a witness disagrees", "witness", one.name, "log", l.Origin(), "error", err)
-		return w.alarm(ctx, found.message)
+		if err := w.alarm(ctx, found.message); err != nil {
+			w.mu.Lock()
+			delete(st.told, found.about) // the next turn tries again
+			w.mu.Unlock()
+			w.log.Error("the alarm could not be recorded", "error", err)
+		}
 	case err != nil:
 		w.log.Debug("a witness did not cosign", "witness", one.name, "log", l.Origin(), "error", err)
 	}
-	return nil
+	return ctx.Err()
 }
 
 // submit has a witness cosign the head of a log. A head is submitted as growing out of the size that the witness says it knows, never
@@ -243,7 +248,7 @@ func (w *witnesses) submit(ctx context.Context, one *witness, l *ledger.Ledger) 
 	old := uint64(0)
 	if n := w.lastNote(l.Origin(), one.vkey); n != nil {
 		if old = n.Size; old > l.Size() {
-			return &conflict{fmt.Sprintf("witness %s cosigned a head of log %s over %d entries, and the log has %d: its end is gone, or an older state was put back", one.name, l.Origin(), old, l.Size())}
+			return &conflict{fmt.Sprint("cosigned ", old), fmt.Sprintf("witness %s cosigned a head of log %s over %d entries, and the log has %d: its end is gone, or an older state was put back", one.name, l.Origin(), old, l.Size())}
 		}
 		if err := sameTree(n, one, l); err != nil {
 			return err
@@ -260,7 +265,7 @@ func (w *witnesses) submit(ctx context.Context, one *witness, l *ledger.Ledger) 
 			return fmt.Errorf("the log's checkpoint: %w", err)
 		}
 		if old > head.Size {
-			return &conflict{fmt.Sprintf("witness %s knows a tree of log %s over %d entries, and the log has %d: somebody signs with its key elsewhere, its end is gone, or an older state was put back", one.name, l.Origin(), old, head.Size)}
+			return &conflict{fmt.Sprint("knows ", old), fmt.Sprintf("witness %s knows a tree of log %s over %d entries, and the log has %d: somebody signs with its key elsewhere, its end is gone, or an older state was put back", one.name, l.Origin(), old, head.Size)}
 		}
 		answer, known, err := w.post(ctx, one, l, old, head, signed)
 		switch {
@@ -286,7 +291,7 @@ func sameTree(n *witnessNote, one *witness, l *ledger.Ledger) error {
 		return err
 	}
 	if root != head.Root {
-		return &conflict{fmt.Sprintf("witness %s cosigned root %v of log %s over %d entries, and the log has root %v: it was rewritten", one.name, head.Root, l.Origin(), n.Size, root)}
+		return &conflict{fmt.Sprint("root ", n.Size), fmt.Sprintf("witness %s cosigned root %v of log %s over %d entries, and the log has root %v: it was rewritten", one.name, head.Root, l.Origin(), n.Size, root)}
 	}
 	return nil
 }
@@ -328,7 +333,7 @@ func (w *witnesses) post(ctx context.Context, one *witness, l *ledger.Ledger, ol
 		}
 		return nil, known, nil
 	case res.StatusCode == http.StatusUnprocessableEntity:
-		return nil, 0, &conflict{fmt.Sprintf("witness %s knows another tree of log %s over %d entries than the log has: somebody signs with its key elsewhere, or it was rewritten (%.200q)", one.name, l.Origin(), old, b)}
+		return nil, 0, &conflict{fmt.Sprint("other ", old), fmt.Sprintf("witness %s knows another tree of log %s over %d entries than the log has: somebody signs with its key elsewhere, or it was rewritten (%.200q)", one.name, l.Origin(), old, b)}
 	}
 	return nil, 0, fmt.Errorf("witness %s: %s: %.200q: is the log with its Ed25519 key known there?", one.name, res.Status, b)
 }
