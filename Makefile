@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
 
-PACKAGES := softhsm2 opensc opensc-pkcs11 libnss3 libnss3-tools swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 openssl openssh-client strace jq curl xxd procps gcc libc6-dev
+PACKAGES := softhsm2 opensc opensc-pkcs11 libnss3 libnss3-tools swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 openssl openssh-client strace sqlite3 jq curl xxd procps gcc libc6-dev
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 GO       ?= go
 BIN      := bin
