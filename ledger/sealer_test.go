@@ -154,60 +154,6 @@ func TestSeals(t *testing.T) {
 	}
 }
 
-// Every command of a seal, not executed or executed with its answer lost, and every stop of the process after it: the next start
-// finishes what stands, cries no rollback, and the log replays without a finding.
-func TestSealFaults(t *testing.T) {
-	t.Parallel()
-	for _, command := range []string{"Increment", "CertifyCounter", "Extend", "Quote"} {
-		for _, executed := range []bool{false, true} {
-			for _, reset := range []bool{false, true} {
-				name := command + pick(executed, " not executed", " executed") + pick(reset, "", ", then reset")
-				t.Run(name, func(t *testing.T) {
-					t.Parallel()
-					m := newMachine(t)
-					l, s := m.open(t, func(d attest.TPM) attest.TPM {
-						return &faultyTPM{TPM: d, command: command, executed: executed, after: 1}
-					})
-					mustAppend(t, l, event(t, ""))
-					if _, err := s.Seal(t.Context(), ledger.ReasonStart, nil); err != nil {
-						t.Fatal(err)
-					}
-					mustAppend(t, l, event(t, ""))
-					_, err := s.Seal(t.Context(), ledger.ReasonStart, nil)
-					if survives := executed && (command == "Increment" || command == "Extend"); err == nil != survives {
-						t.Fatalf("the fault showed as %v", err)
-					}
-					closed(t, l) // the process ends here
-					if reset {
-						if err := m.device.Kill(); err != nil {
-							t.Fatal(err)
-						}
-						if err := m.device.Start(t.Context()); err != nil {
-							t.Fatal(err)
-						}
-					}
-					l, s = m.open(t, nil)
-					defer closed(t, l)
-					runUntilSealed(t, s)
-					mustAppend(t, l, event(t, ""))
-					if _, err := s.Seal(t.Context(), ledger.ReasonDemand, nil); err != nil {
-						t.Fatal(err)
-					}
-					replay(t, l)
-					checkLog(t, l)
-				})
-			}
-		}
-	}
-}
-
-func pick(b bool, no, yes string) string {
-	if b {
-		return yes
-	}
-	return no
-}
-
 // runUntilSealed runs the sealer's start until it has made its first seal, and stops it.
 func runUntilSealed(t *testing.T, s *ledger.Sealer) {
 	t.Helper()
@@ -231,49 +177,6 @@ func runUntilSealed(t *testing.T, s *ledger.Sealer) {
 	if st := s.Status(); st.Rollback != "" {
 		t.Fatalf("status %+v", st)
 	}
-}
-
-type faultyTPM struct {
-	attest.TPM
-	command  string
-	executed bool
-	after    int // calls that go well
-}
-
-var errLost = errors.New("the answer was lost")
-
-// hit runs a command, or loses it when it is its turn.
-func (f *faultyTPM) hit(command string, run func() error) error {
-	if command != f.command {
-		return run()
-	}
-	if f.after--; f.after >= 0 {
-		return run()
-	}
-	if f.executed {
-		if err := run(); err != nil {
-			return err
-		}
-	}
-	return errors.Join(attest.ErrUnknown, errLost)
-}
-
-func (f *faultyTPM) Increment(ctx context.Context) error {
-	return f.hit("Increment", func() error { return f.TPM.Increment(ctx) })
-}
-
-func (f *faultyTPM) Extend(ctx context.Context, i int, d [32]byte) error {
-	return f.hit("Extend", func() error { return f.TPM.Extend(ctx, i, d) })
-}
-
-func (f *faultyTPM) CertifyCounter(ctx context.Context, x [32]byte) (out attest.Signed, err error) {
-	err = f.hit("CertifyCounter", func() (err error) { out, err = f.TPM.CertifyCounter(ctx, x); return err })
-	return out, err
-}
-
-func (f *faultyTPM) Quote(ctx context.Context, s []int, x [32]byte) (out attest.Quoted, err error) {
-	err = f.hit("Quote", func() (err error) { out, err = f.TPM.Quote(ctx, s, x); return err })
-	return out, err
 }
 
 // A store that is put back is found at the next start: in the same boot always, and events stay refused.
@@ -338,7 +241,7 @@ func TestRollbackIsFound(t *testing.T) {
 	}
 }
 
-func put(t *testing.T, path string, b []byte) {
+func put(t testing.TB, path string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
