@@ -29,6 +29,7 @@ const (
 type ahead struct {
 	wal    *wal       // nil before the first commit
 	commit sync.Mutex // held by who commits; it guards wal
+	moving sync.Mutex // held by who moves the tail, or a part of it, to bbolt
 
 	mu     sync.Mutex
 	tail   []pending // consecutive
@@ -92,16 +93,15 @@ func (l *Log) append(b *Batch) error {
 			return err
 		}
 	}
-	direct := a.wal.encode(b) != nil
+	if a.wal.encode(b) != nil {
+		return l.direct(b)
+	}
 	for tried := false; ; tried = true {
 		tail, err := a.state()
 		switch {
 		case err != nil && (tried || errors.Is(err, ErrUnknown)):
 			return err
-		case err != nil: // there may be room again
-		case direct && len(tail) == 0: // a large one needs a transaction of its own anyway
-			return l.move([]pending{{b, span{}}})
-		case !direct:
+		case err == nil:
 			var oldest *span
 			if len(tail) > 0 {
 				oldest = &tail[0].at
@@ -118,6 +118,17 @@ func (l *Log) append(b *Batch) error {
 		token(a.wanted)
 		<-a.moved
 	}
+}
+
+// direct commits a large batch, and what is before it, to bbolt: a transaction of its own is what it will need anyway.
+func (l *Log) direct(b *Batch) error {
+	l.ahead.moving.Lock()
+	defer l.ahead.moving.Unlock()
+	tail, err := l.ahead.state()
+	if errors.Is(err, ErrUnknown) {
+		return err
+	}
+	return l.move(append(tail[:len(tail):len(tail)], pending{b, span{}}))
 }
 
 // take writes the encoded record of b, and adds b to the tail.
@@ -191,6 +202,8 @@ func (l *Log) mover() {
 // moveAll moves what is in the tail now. It reports false if it has to be tried again.
 func (l *Log) moveAll() bool {
 	a := l.ahead
+	a.moving.Lock()
+	defer a.moving.Unlock()
 	tail := a.batches()
 	var err error
 	for len(tail) > 0 && err == nil {
@@ -233,14 +246,12 @@ func (l *Log) move(batches []pending) (err error) {
 	a := l.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.size < all.end() { // it went straight here
-		a.size = all.end()
-		return nil
-	}
 	for _, b := range batches {
 		a.bytes -= b.at.bytes()
 	}
-	a.tail = slices.Clone(a.tail[len(batches):]) // lets go of their memory
+	a.size = max(a.size, all.end())                                // the last may have come straight here
+	a.tail = slices.Clone(a.tail[min(len(batches), len(a.tail)):]) // lets go of their memory
+	a.failed = nil
 	token(a.moved)
 	return nil
 }

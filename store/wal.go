@@ -32,12 +32,12 @@ import (
 // the bbolt file too, so that each knows the other. When a log is closed, bbolt holds everything and no mark: then nothing in the
 // write-ahead file counts, it may as well be missing, and gets a new mark at the next opening.
 const (
-	walMagic   = "bulla wal 1\n"
-	walBlock   = 4096
-	walBlocks  = 16 << 20 / walBlock // as new files are made
-	markSize   = 16
-	walHeader  = markSize + 8
-	maxPayload = 8 << 20 // larger batches go straight to bbolt
+	walMagic  = "bulla wal 1\n"
+	walBlock  = 4096
+	walBlocks = 16 << 20 / walBlock // as new files are made
+	markSize  = 16
+	walHeader = markSize + 8
+	maxRecord = 512 << 10 // larger batches go straight to bbolt
 )
 
 var (
@@ -137,8 +137,15 @@ func openWAL(path string, mark []byte, readOnly bool) (_ *wal, err error) {
 
 // encode makes the record of a batch, to be placed and written.
 func (w *wal) encode(b *Batch) error {
+	n := 0
+	for _, e := range b.Entries {
+		n += len(e)
+	}
+	if n > maxRecord {
+		return errTooLarge
+	}
 	w.buf = appendRecord(w.buf[:0], &w.mark, b)
-	if len(w.buf) > maxPayload || int64(len(w.buf))/walBlock > w.blocks/2 {
+	if len(w.buf) > maxRecord || int64(len(w.buf))/walBlock > w.blocks/2 {
 		return errTooLarge
 	}
 	return nil
@@ -178,18 +185,15 @@ func (w *wal) write(at span) error {
 // read returns the batches in the file that follow on size, in order. A record that was being written when the machine stopped is not
 // whole, and was not acknowledged; any other that is missing is damage.
 func (w *wal) read(size uint64) ([]pending, error) {
-	all := make([]byte, w.blocks*walBlock)
-	if _, err := w.f.ReadAt(all, 0); err != nil {
-		return nil, fmt.Errorf("reading the write-ahead file: %w", err)
-	}
 	var found []pending
 	for at := int64(1); at < w.blocks; {
-		b, n := parseRecord(all[at*walBlock:], &w.mark)
-		if b == nil {
-			at++
-			continue
-		}
-		if b.end() > size { // others are in bbolt already
+		b, n, err := w.record(at)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("reading the write-ahead file: %w", err)
+		case b == nil:
+			n = 1
+		case b.end() > size: // others are in bbolt already
 			found = append(found, pending{b, span{at, at + n}})
 		}
 		at += n
@@ -240,21 +244,33 @@ func checksum(r []byte) uint32 {
 	return crc32.Update(crc32.Checksum(r[markSize:markSize+4], castagnoli), castagnoli, r[walHeader:])
 }
 
-// parseRecord reads the record at the start of blocks, and how many of them it takes; nil if there is none.
-func parseRecord(blocks []byte, mark *[markSize]byte) (*Batch, int64) {
-	n := int64(binary.BigEndian.Uint32(blocks[markSize:])) + walHeader
-	if !bytes.HasPrefix(blocks, mark[:]) || n > int64(len(blocks)) {
-		return nil, 0
+// record reads the record that begins at a block, and how many it takes; nil if none does.
+func (w *wal) record(at int64) (*Batch, int64, error) {
+	r := make([]byte, walHeader)
+	if _, err := w.f.ReadAt(r, at*walBlock); err != nil {
+		return nil, 0, err
 	}
-	r := blocks[:n]
-	if checksum(r) != binary.BigEndian.Uint32(r[markSize+4:]) {
-		return nil, 0
+	n := int64(binary.BigEndian.Uint32(r[markSize:])) + walHeader
+	if !bytes.HasPrefix(r, w.mark[:]) || n > min(maxRecord, (w.blocks-at)*walBlock) {
+		return nil, 0, nil
+	}
+	r = make([]byte, n)
+	if _, err := w.f.ReadAt(r, at*walBlock); err != nil {
+		return nil, 0, err
+	}
+	return parseRecord(r), (n + walBlock - 1) / walBlock, nil
+}
+
+// parseRecord reads a record without its padding; nil if it is not whole.
+func parseRecord(r []byte) *Batch {
+	if len(r) < walHeader || checksum(r) != binary.BigEndian.Uint32(r[markSize+4:]) {
+		return nil
 	}
 	b, ok := parsePayload(r[walHeader:])
 	if !ok {
-		return nil, 0
+		return nil
 	}
-	return b, (n + walBlock - 1) / walBlock
+	return b
 }
 
 func parsePayload(p []byte) (_ *Batch, ok bool) {
