@@ -194,13 +194,29 @@ func (m *Machine) activate(b bus, key tpm2.NamedHandle, public *tpm2.TPMTPublic,
 		ActivateHandle: authorised(m.ak), KeyHandle: ek,
 		CredentialBlob: tpm2.TPM2BIDObject{Buffer: c.Blob}, Secret: tpm2.TPM2BEncryptedSecret{Buffer: c.Secret},
 	}.Execute(b)
-	if code := tpm2.TPMRC(0); errors.As(err, &code) && code&0x80 != 0 { // format one: what it was given is wrong, not how it is
+	if b.unopened(err) {
 		return nil, fmt.Errorf("%w: TPM2_ActivateCredential: %w", attest.ErrNotOpened, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("TPM2_ActivateCredential: %w", err)
 	}
 	return r.CertInfo.Buffer, nil
+}
+
+// unopened reports whether TPM2_ActivateCredential failed because of what it was given, and not of how the TPM is: with a code of format
+// one (Part 2, section 6.6.2), or, as libtpms does for an RSA key, with TPM_RC_FAILURE while it goes on working.
+func (b bus) unopened(err error) bool {
+	var code tpm2.TPMRC
+	switch {
+	case !errors.As(err, &code):
+		return false
+	case code&0x80 != 0:
+		return true
+	case code != tpm2.TPMRCFailure:
+		return false
+	}
+	_, err = tpm2.ReadClock{}.Execute(b)
+	return err == nil
 }
 
 // chain reads the certificates of authorities that the TPM brings with it.
