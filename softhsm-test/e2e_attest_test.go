@@ -3,6 +3,7 @@ package softhsmtest_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -309,32 +310,39 @@ func akName(t *testing.T, w *web) string {
 	return hex.EncodeToString(entry.Body.TPM.AKName)
 }
 
-// TestBootEventLog boots a TPM as a real machine's firmware did, by its event log, and expects the log to be recorded once, and to lead
-// to what the TPM quotes; another log does not.
+// TestBootEventLog boots a TPM as a real machine's firmware did, by its event log, and measures the daemon as a kernel does. The lists are
+// recorded once, and lead to what the TPM quotes; another event log does not.
 func TestBootEventLog(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	sample := readFile(t, "../testdata/eventlog/rhel8-uefi.bin")
 	r.measure(sample)
-	r.config.TPM["event_log"] = r.path("eventlog")
-	if err := os.WriteFile(r.path("eventlog"), sample, 0o600); err != nil {
-		t.Fatal(err)
+	exe := sha256.Sum256(readFile(t, program(t, "bullad")))
+	list, extended := imaList("/usr/bin/bullad", exe[:])
+	r.extend(fmt.Sprintf("10:sha256=%x", extended))
+	for key, content := range map[string][]byte{"event_log": sample, "ima_list": list} {
+		r.config.TPM[key] = r.path(key)
+		if err := os.WriteFile(r.path(key), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	policy := readPolicy(t, r.dir)
 	for start := 1; start <= 2; start++ { // in one boot of the machine
 		daemon := r.serve()
 		w := browse(t, r.dir)
 		all := w.requireBoots(t, start)
-		if last := all[start-1]; last.Boot == nil || !last.Boot.Replayed || last.Boot.EventLog == nil || last.Message != "" {
+		if last := all[start-1]; last.Boot == nil || !last.Boot.Replayed || last.Boot.EventLog == nil || last.Boot.IMA == nil || last.Message != "" {
 			t.Errorf("start %d: %+v", start, last)
 		}
-		if n := len(w.entriesOf(t, record.KindBlob)); n != 2 { // 34,034 bytes
-			t.Errorf("start %d: %d parts of the event log", start, n)
+		if n := len(w.entriesOf(t, record.KindBlob)); n != 3 { // 34,034 bytes of the event log, and the kernel's list; once
+			t.Errorf("start %d: %d parts", start, n)
 		}
 		w.requireSeal(t)
 		rep := w.requireVerified(t, policy)
-		if all := strings.Join(rep.Remarks, "\n"); !strings.Contains(all, fmt.Sprintf("boot: in %d of %d recorded starts the boot event log leads to", start, start)) {
-			t.Errorf("start %d: %s", start, all)
+		for _, shown := range []string{"the boot event log leads to", "the kernel had measured the executable that the daemon claims"} {
+			if all := strings.Join(rep.Remarks, "\n"); !strings.Contains(all, fmt.Sprintf("boot: in %d of %d recorded starts %s", start, start, shown)) {
+				t.Errorf("start %d: %s", start, all)
+			}
 		}
 		if code := daemon.stop(); code != 0 {
 			t.Errorf("exit code %d:\n%s", code, daemon.stderr)
@@ -344,7 +352,7 @@ func TestBootEventLog(t *testing.T) {
 	// Another boot loader than the log says: the digest of an event in it is changed.
 	changed := bytes.Clone(sample)
 	changed[bytes.Index(changed, digestsOf(t, sample)[0].digest)] ^= 1
-	if err := os.WriteFile(r.path("eventlog"), changed, 0o600); err != nil {
+	if err := os.WriteFile(r.path("event_log"), changed, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	daemon := r.serve()
@@ -362,7 +370,7 @@ func TestBootEventLog(t *testing.T) {
 	a := newAuditor(t, r)
 	out := a.require(0, "it leads to the quoted PCRs", "attest", "boots")
 	sum := fmt.Sprintf("%x", sha256.Sum256(sample))
-	if strings.Count(out, sum) != 2 || strings.Count(out, "\n") != 4 {
+	if strings.Count(out, sum) != 2 || strings.Count(out, "\n") != 7 {
 		t.Error(out)
 	}
 	a.require(0, "", "export", "--out", "evidence")
@@ -456,11 +464,29 @@ func (r *rig) measure(log []byte) {
 	for _, m := range digestsOf(r.t, log) {
 		args = append(args, fmt.Sprintf("%d:sha256=%x", m.pcr, m.digest))
 	}
+	if len(args) < 20 {
+		r.t.Fatalf("%d events", len(args))
+	}
+	r.extend(args...)
+}
+
+// extend extends PCRs of the rig's TPM, each given as N:sha256=HEX.
+func (r *rig) extend(args ...string) {
+	r.t.Helper()
 	cmd := exec.CommandContext(r.t.Context(), "tpm2_pcrextend", args...)
 	cmd.Env = append(os.Environ(), "TPM2TOOLS_TCTI=swtpm:path="+r.path("tpm/tpm.sock"))
-	if out, err := cmd.CombinedOutput(); err != nil || len(args) < 20 {
-		r.t.Fatalf("extending %d events: %v: %s", len(args), err, out)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.t.Fatalf("tpm2_pcrextend: %v: %s", err, out)
 	}
+}
+
+// imaList is a kernel's list of measurements with one executable in it (template ima-ng), and what the kernel extended PCR 10 with.
+func imaList(path string, digest []byte) (list []byte, extended [32]byte) {
+	u32 := func(n int) []byte { return binary.LittleEndian.AppendUint32(nil, uint32(n)) }
+	field := append([]byte("sha256:\x00"), digest...)
+	data := bytes.Join([][]byte{u32(len(field)), field, u32(len(path) + 1), []byte(path), {0}}, nil)
+	sum := sha1.Sum(data)
+	return bytes.Join([][]byte{u32(10), sum[:], u32(6), []byte("ima-ng"), u32(len(data)), data}, nil), sha256.Sum256(data)
 }
 
 // entriesOf are the bodies of the served log's entries of a kind.
