@@ -179,68 +179,6 @@ func runUntilSealed(t *testing.T, s *ledger.Sealer) {
 	}
 }
 
-// A store that is put back is found at the next start: in the same boot always, and events stay refused.
-func TestRollbackIsFound(t *testing.T) {
-	t.Parallel()
-	m := newMachine(t)
-	l, s := m.open(t, nil)
-	if _, err := s.Seal(t.Context(), ledger.ReasonStart, nil); err != nil {
-		t.Fatal(err)
-	}
-	closed(t, l)
-	old, err := os.ReadFile(m.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	oldSealer, err := os.ReadFile(m.sealerPath())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, withSealer := range []bool{false, true} {
-		l, s = m.open(t, nil)
-		mustAppend(t, l, event(t, ""))
-		if _, err := s.Seal(t.Context(), ledger.ReasonInterval, nil); err != nil {
-			t.Fatal(err)
-		}
-		closed(t, l)
-		newest, err := os.ReadFile(m.log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		newestSealer, err := os.ReadFile(m.sealerPath())
-		if err != nil {
-			t.Fatal(err)
-		}
-		put(t, m.log, old)
-		if withSealer {
-			put(t, m.sealerPath(), oldSealer)
-		}
-		l, s = m.open(t, nil)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- s.Run(ctx) }()
-		for s.Status().Rollback == "" {
-			select {
-			case err := <-done:
-				t.Fatalf("the sealer ended: %v", err)
-			case <-time.After(5 * time.Millisecond):
-			}
-		}
-		_, err = appendOne(l, event(t, ""))
-		requireCode(t, err, record.CodeRollback)
-		if _, err := l.Entry(0); err != nil {
-			t.Errorf("reads must go on: %v", err)
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		closed(t, l)
-		put(t, m.log, newest)
-		put(t, m.sealerPath(), newestSealer)
-	}
-}
-
 func put(t testing.TB, path string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, b, 0o600); err != nil {

@@ -29,6 +29,7 @@ type plant struct {
 	enrolment *attest.Enrolment
 	policy    ceremony.SealPolicy
 	logs      []*plantLog
+	kept      disk
 }
 
 type plantLog struct {
@@ -154,25 +155,36 @@ func (p *plant) requireRollback(t testing.TB) string {
 			t.Errorf("a seal on demand: %v", err)
 		}
 		_, refused = appendOne(d.logs[0], event(t, ""))
-		last := d.logs[len(d.logs)-1]
-		i, ok, err := last.LastKind(record.KindSystem)
-		return err == nil && ok && i == last.Size()-1 // the alarm
+		return d.alarmed(t, d.logs[len(d.logs)-1])
 	})
 	requireCode(t, refused, record.CodeRollback)
 	for _, l := range d.logs {
-		b, err := l.Entry(l.Size() - 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		e, err := record.ParseEntry(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if what, err := record.ParseSystem(e.Body); err != nil || what.Event != record.SystemAlarm || what.Code != record.CodeRollback {
-			t.Errorf("the log's last entry is %s: %v", b, err)
+		if !d.alarmed(t, l) {
+			t.Errorf("the last entry of %s is no alarm", l.Origin())
 		}
 	}
 	return st.Rollback
+}
+
+// alarmed reports whether the last entry of a log is an alarm of a rollback.
+func (d *daemon) alarmed(t testing.TB, l *ledger.Ledger) bool {
+	t.Helper()
+	b, err := l.Entry(l.Size() - 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := record.ParseEntry(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Kind != record.KindSystem {
+		return false
+	}
+	what, err := record.ParseSystem(e.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return what.Event == record.SystemAlarm && what.Code == record.CodeRollback
 }
 
 // runSealer runs a sealer until it is as it should be.
