@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -63,6 +64,7 @@ func (t *tool) printStatus(s *api.Status) error {
 	if c := s.Machine.Clock; c != nil {
 		machine["clock"] = clockLine(c) // bulla clock has the rest
 	}
+	maps.Copy(machine, shown(s.Machine))
 	fmt.Fprintln(w)
 	printTree(w, "", machine)
 	return w.Flush()
