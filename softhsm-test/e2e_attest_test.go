@@ -245,7 +245,7 @@ func TestLiveChallenge(t *testing.T) {
 	// Too often is answered with busy, and when to come back.
 	requireSoon(t, func() error {
 		_, said, code := a.run("challenge", "--policy", policy)
-		if code == 69 && strings.Contains(said, "busy") {
+		if code == 69 && strings.Contains(said, "refused (busy): too many seals were asked for; try again in 1 s") {
 			return nil
 		}
 		return fmt.Errorf("exit code %d: %s", code, said)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"bulla/api"
+	"bulla/record"
 )
 
 // appliance is a bullad that answers on http.sock.
@@ -104,6 +105,9 @@ func (a *appliance) do(ctx context.Context, method, path, accept string, body io
 	}
 	if res.StatusCode == http.StatusNotFound {
 		return nil, &notThere{f.Error.Message}
+	}
+	if wait := res.Header.Get("Retry-After"); wait != "" && f.Error.Code == record.CodeBusy {
+		f.Error.Message += fmt.Sprintf("; try again in %s s", printable(wait, 20))
 	}
 	return nil, coded(exitUnavailable, &api.Refusal{Code: f.Error.Code, Message: f.Error.Message, Field: f.Error.Field})
 }
