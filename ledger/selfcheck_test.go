@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -201,6 +202,20 @@ func TestSelfCheckFindsATreeHash(t *testing.T) {
 			t.Errorf("%s: alarms %q, want one with %q", c.name, a, want)
 		}
 		spoil(t, path, bad[:], h[:])
+	}
+}
+
+func TestSelfCheckFindsTheHead(t *testing.T) {
+	t.Parallel()
+	l, path := stored(t, 20)
+	head := l.Checkpoint()
+	bad := bytes.Clone(head)
+	bad[len(bad)-20] ^= 1
+	spoil(t, path, head, bad)
+	s := checking(t, ledger.SelfCheckConfig{Logs: []*ledger.Ledger{l}, Rate: quick, Round: time.Hour, Sample: time.Hour})
+	st := until(t, s, func(st ledger.SelfCheckStatus) bool { return st.Rounds == 1 })
+	if a := alarms(t, l); len(a) != 1 || st.Failures != 1 || !strings.Contains(a[0], "checkpoint: expected "+strconv.Quote(string(head))+", found "+strconv.Quote(string(bad))) {
+		t.Errorf("%+v, alarms %q", st, a)
 	}
 }
 
