@@ -24,6 +24,8 @@ import (
 type Exported struct {
 	Head  record.Checkpoint
 	Seals int
+	// Cosigned is how many checkpoints there are that witnesses cosigned.
+	Cosigned int
 	// Skipped names what was left out of the copies for standard tools because it could not be read. The evidence itself is complete.
 	Skipped []string
 }
@@ -32,7 +34,8 @@ type Exported struct {
 // in the forms that standard tools read, a README, and last the checkpoint: what has none is not finished. It checks nothing; Run on
 // the copy does. put is called by several goroutines, once a name.
 func Export(ctx context.Context, src Source, put func(name string, data []byte) error, progress func(done, total uint64)) (*Exported, error) {
-	if err := exportWitnesses(ctx, src, put); err != nil { // first: none is over a larger tree than the head
+	cosigned, err := exportWitnesses(ctx, src, put) // first: none is over a larger tree than the head
+	if err != nil {
 		return nil, err
 	}
 	signed, ok, err := read(ctx, src, checkpoint, record.MaxCheckpoint)
@@ -43,7 +46,7 @@ func Export(ctx context.Context, src Source, put func(name string, data []byte) 
 	if err != nil {
 		return nil, fmt.Errorf("exporting: the checkpoint: %w", err)
 	}
-	e := &exporter{src: src, put: put, progress: progress, out: Exported{Head: head}}
+	e := &exporter{src: src, put: put, progress: progress, out: Exported{Head: head, Cosigned: cosigned}}
 	g, work := errgroup.WithContext(ctx)
 	g.SetLimit(exportWorkers)
 	err = Tiles(head.Size, func(t tlog.Tile) error {
@@ -65,18 +68,18 @@ func Export(ctx context.Context, src Source, put func(name string, data []byte) 
 	return &e.out, put(checkpoint, signed)
 }
 
-// exportWitnesses copies the checkpoints that witnesses cosigned.
-func exportWitnesses(ctx context.Context, src Source, put func(name string, data []byte) error) error {
-	for n := range maxWitnesses {
+// exportWitnesses copies the checkpoints that witnesses cosigned, and returns how many.
+func exportWitnesses(ctx context.Context, src Source, put func(name string, data []byte) error) (n int, err error) {
+	for ; n < maxWitnesses; n++ {
 		b, ok, err := read(ctx, src, WitnessFile(n), record.MaxCheckpoint)
 		if err != nil || !ok {
-			return err
+			return n, err
 		}
 		if err := put(WitnessFile(n), b); err != nil {
-			return err
+			return n, err
 		}
 	}
-	return nil
+	return n, nil
 }
 
 // exportWorkers is how many tiles are copied at a time.

@@ -23,7 +23,7 @@ func (e *exporter) readme() []byte {
 	var b bytes.Buffer
 	err = readmeTemplate.Execute(&b, map[string]any{
 		"Origin": e.out.Head.Origin, "Size": e.out.Head.Size, "Genesis": hex.EncodeToString(e.leaf[:]),
-		"VKeys": vkeys, "VKey": vkeys[0], "Seals": e.out.Seals, "First": e.first, "Last": e.last, "TPM": e.state.Policy.TPM != nil, "Commands": e.commands,
+		"VKeys": vkeys, "VKey": vkeys[0], "Seals": e.out.Seals, "Cosigned": e.out.Cosigned, "First": e.first, "Last": e.last, "TPM": e.state.Policy.TPM != nil, "Commands": e.commands,
 		"Skipped": strings.Join(e.out.Skipped, "\n"),
 	})
 	if err != nil { // writing to memory a template that a test has executed

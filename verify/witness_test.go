@@ -261,6 +261,9 @@ func TestExportCopiesWhatWitnessesCosigned(t *testing.T) {
 			t.Errorf("%s: %q", name, out[name])
 		}
 	}
+	if !bytes.Contains(out["README.md"], []byte("| `witness/` |")) {
+		t.Errorf("%s", out["README.md"][:1000])
+	}
 	want(t, run(t, out, witnessed(b)), verify.OutcomeVerified)
 }
 

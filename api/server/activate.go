@@ -23,6 +23,10 @@ func (c *call) activate() error {
 	if err != nil {
 		return err
 	}
+	purpose, err := c.purpose()
+	if err != nil {
+		return err
+	}
 	enrolled := c.s.cfg.Logs[0].Ledger.State().Policy.TPM // the machine's: all its logs have it
 	if c.s.cfg.Activate == nil || enrolled == nil {
 		return &ledger.Refusal{Code: record.CodeTPM, Message: "the appliance has no TPM"}
@@ -47,7 +51,7 @@ func (c *call) activate() error {
 	if err != nil {
 		return err
 	}
-	access := &record.Access{Action: record.AccessActivate, Activation: body, By: c.caller.Producer, Denied: refused != nil, Role: role}
+	access := &record.Access{Action: record.AccessActivate, Activation: body, By: c.caller.Producer, Denied: refused != nil, Purpose: purpose, Role: role}
 	entries, err := c.recordAccess(ctx, access)
 	if err != nil {
 		return err
