@@ -28,6 +28,15 @@ type chip struct {
 
 	boot map[int]record.Hash // further PCRs; the next seal is the first of a start and quotes them
 	exe  record.Hash         // that the daemon claims
+
+	increment bool // the next seal does
+	resets    uint32
+}
+
+// reset begins a new boot.
+func (c *chip) reset() {
+	c.resets++
+	c.pcr = record.Hash{}
 }
 
 const sealPCR = 13
@@ -68,7 +77,7 @@ func (b *builder) attested(kind tpm2.TPMST, extra [32]byte) tpm2.TPMSAttest {
 	return tpm2.TPMSAttest{
 		Magic: tpm2.TPMGeneratedValue, Type: kind, QualifiedSigner: tpm2.TPM2BName{Buffer: append([]byte{0, 11}, name[:]...)},
 		ExtraData: tpm2.TPM2BData{Buffer: extra[:]}, FirmwareVersion: 1,
-		ClockInfo: tpm2.TPMSClockInfo{Clock: b.chip.ticks, ResetCount: 3, Safe: tpm2.TPMIYesNo(true)},
+		ClockInfo: tpm2.TPMSClockInfo{Clock: b.chip.ticks, ResetCount: 3 + b.chip.resets, Safe: tpm2.TPMIYesNo(true)},
 	}
 }
 
@@ -102,6 +111,30 @@ func (b *builder) seal(head attest.Head) *builder {
 	return b
 }
 
+// cut is a log of the first n entries, of the same machine: what is there when an older copy was put back.
+func (b *builder) cut(n int) *builder {
+	out := *b
+	out.raw, out.hashes, out.tree, out.prev = nil, nil, &record.Tree{}, record.Hash{}
+	for _, raw := range b.raw[:n] {
+		out.addRaw(raw)
+	}
+	return &out
+}
+
+// recovery declares that the log is gone on with behind seal number n, and returns the declaration's leaf hash.
+func (b *builder) recovery(n uint64, quote record.Hash) record.Hash {
+	b.t.Helper()
+	c := b.chip
+	x := attest.Recovery{Clock: c.ticks, Counter: c.counter, PCR: c.pcr, Previous: quote, Resets: 3 + c.resets, Safe: true, Seal: n}
+	body, err := x.Encode()
+	b.must(err)
+	body, err = record.MarshalCanonical(&record.System{Event: record.SystemRecovery, Code: record.CodeRollback, Message: "the disk failed", Recovery: body})
+	b.must(err)
+	b.add(record.KindSystem, nil, body)
+	c.number, c.quote, c.increment = n, quote, true
+	return b.prev
+}
+
 // sealed makes the body of a seal over a head.
 func (b *builder) sealed(head attest.Head) []byte {
 	b.t.Helper()
@@ -109,8 +142,9 @@ func (b *builder) sealed(head attest.Head) []byte {
 	logs := []attest.Head{head}
 	heads, err := attest.HeadsHash(logs)
 	b.must(err)
-	if c.number == 0 { // a boot's first seal exceeds every value before it
+	if c.number == 0 || c.increment { // a boot's first seal exceeds every value before it
 		c.counter++
+		c.increment = false
 	}
 	c.number++
 	a := b.attested(tpm2.TPMSTAttestNV, heads)

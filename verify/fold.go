@@ -59,6 +59,7 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 		f.boots.blob(e)
 	case record.KindSystem:
 		f.boots.system(e)
+		f.recovery(e, leaf)
 	case record.KindSeal:
 		return f.seal(ctx, e)
 	}

@@ -19,6 +19,7 @@ func TestPolicyFile(t *testing.T) {
 	tail := uint64(1000)
 	p.Tail = &tail
 	p.EKRoots, p.AKs = [][]byte{testRoot(t)}, [][]byte{bytes.Repeat([]byte{0xab}, 34)}
+	p.Recoveries = []record.Hash{record.Hash(bytes.Repeat([]byte{0xcd}, 32))}
 	text, err := p.MarshalText()
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +32,7 @@ func TestPolicyFile(t *testing.T) {
 		t.Error(d)
 	}
 	// As C2SP writes it: comments, empty lines, a URL, tabs; and the genesis without an origin where there is one log.
-	loose := "# trust\n\n  log\t" + p.VKeys[0] + " https://log.example/\r\nlog " + p.VKeys[1] + "\nquorum none\nseals none\ntime none\ntail 1000\ngenesis " + strings.Fields(string(text))[5] + "\nak " + strings.Repeat("ab", 34) + "\nek-root " + base64.StdEncoding.EncodeToString(p.EKRoots[0]) + "\n"
+	loose := "# trust\n\n  log\t" + p.VKeys[0] + " https://log.example/\r\nlog " + p.VKeys[1] + "\nquorum none\nseals none\ntime none\ntail 1000\ngenesis " + strings.Fields(string(text))[5] + "\nak " + strings.Repeat("ab", 34) + "\nek-root " + base64.StdEncoding.EncodeToString(p.EKRoots[0]) + "\nrecovery " + strings.Repeat("cd", 32) + "\n"
 	if again, err = verify.ParsePolicy([]byte(loose)); err != nil {
 		t.Fatal(err)
 	}
@@ -58,6 +59,7 @@ func TestPolicyRefusals(t *testing.T) {
 	hash := strings.Repeat("ab", 32)
 	witnesses := "witness w1 " + witnessKey(t, 1) + "\nwitness w2 " + witnessKey(t, 2) + " https://w2.example/\n"
 	for _, c := range []struct{ about, policy, want string }{
+		{"recovery cut", log + "recovery " + hash[1:], "line 2: recovery: must be 64 lower-case hex digits"},
 		{"unknown line", log + "trust everybody\n", "line 2: not understood"},
 		{"no key", "log\n", "line 1: not understood"},
 		{"key that is none", "log x+1+2\n", "line 1: malformed verifier key"},

@@ -76,6 +76,10 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		return res, nil
 	}
 	if err := checkProof(p, head, leaf); err != nil {
+		if x := r.lost(head.Size, nil); !p.hasEntry && x != nil {
+			res.Why = fmt.Sprintf("it may be of an entry that entry %d declares to be lost: the receipt in JSON says", x.Index)
+			return res, nil
+		}
 		if !p.hasEntry {
 			return violated("receipt.entry", fmt.Sprintf("the entry that the receipt proves at %d", p.index), "leaf hash "+base64Hash(leaf))
 		}
@@ -83,6 +87,11 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	}
 
 	// The receipt against the log: the same entry, and a tree that grew out of the receipt's.
+	// Where it contradicts the log, a declared recovery may say why.
+	lost := r.lost(p.index+1, p.entry)
+	if lost != nil && p.index >= r.head.Size {
+		return r.isLost(given, res, lost), nil
+	}
 	if p.index >= r.head.Size {
 		res.Why = fmt.Sprintf("the log ends at entry %d, before the receipt's", r.head.Size)
 		return res, nil
@@ -91,6 +100,9 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		in, ok, err := r.leafAt(ctx, p.index)
 		if err != nil || !ok {
 			return unknown(res, err)
+		}
+		if in != leaf && lost != nil {
+			return r.isLost(given, res, lost), nil
 		}
 		if in != leaf {
 			return violated("receipt.entry", "leaf hash "+base64Hash(leaf), "leaf hash "+base64Hash(in))
@@ -104,6 +116,10 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	if err != nil || !ok {
 		return unknown(res, err)
 	}
+	if x := r.lost(head.Size, p.entry); root != head.Root && x != nil {
+		res.Why = fmt.Sprintf("the entry is in the log; the tree that the receipt is under held entries that entry %d declares to be lost", x.Index)
+		return res, nil
+	}
 	if root != head.Root {
 		return violated("receipt.tree", "root "+base64Hash(head.Root)+fmt.Sprintf(" at size %d", head.Size), "root "+base64Hash(root))
 	}
@@ -113,6 +129,15 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	}
 	res.Status = Verified
 	return res, nil
+}
+
+// isLost says that a receipt is of an entry that is declared lost, which leaves open what that entry was unless the policy accepts it.
+func (r *run) isLost(given Receipt, res ReceiptResult, x *Recovery) ReceiptResult {
+	res.Status, res.Why = Lost, fmt.Sprintf("entry %d declares that what was logged behind seal %d before it is lost", x.Index, x.Seal)
+	if !x.Accepted {
+		r.miss(fmt.Sprintf("%s: %s", given.Name, res.Why), ClaimReceipts)
+	}
+	return res
 }
 
 // unknown says that a receipt cannot be compared; err is about reading.

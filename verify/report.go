@@ -24,6 +24,7 @@ const (
 	Verified     Status = "verified"
 	Violated     Status = "violated"
 	NotCheckable Status = "not checkable"
+	Lost         Status = "lost, declared" // of a receipt: a declared recovery says that its entry is lost
 )
 
 // Claims, in the order of the report.
@@ -55,6 +56,8 @@ type Report struct {
 	Findings   []Finding         `json:"findings,omitempty"`
 	Omitted    uint64            `json:"findings_omitted,omitempty"` // findings beyond those listed
 	Unanchored *Range            `json:"unanchored,omitempty"`       // entries that no seal, receipt or quorum of witnesses anchors
+	Resettable *Range            `json:"resettable,omitempty"`       // entries that nothing anchors against somebody who could reset or clear the TPM
+	Recoveries []Recovery        `json:"recoveries,omitempty"`       // declared
 	Missing    []string          `json:"missing,omitempty"`          // what would have to be there for a better answer
 	Governance Governance        `json:"governance"`
 	Receipts   []ReceiptResult   `json:"receipts,omitempty"`
@@ -88,6 +91,18 @@ type Finding struct {
 type Range struct {
 	From uint64 `json:"from"`
 	To   uint64 `json:"to"`
+}
+
+// Recovery is a declaration that the log was put back to an older state and is gone on with: what was behind From then is lost.
+type Recovery struct {
+	Index    uint64 `json:"index"` // of the entry that declares it
+	Leaf     string `json:"leaf"`  // its leaf hash, hex: a policy accepts it by that
+	Seal     uint64 `json:"seal"`  // number of the last seal that the log still had; 0: none
+	From     uint64 `json:"from"`  // entries that this seal covers
+	Why      string `json:"why"`
+	Accepted bool   `json:"accepted,omitzero"` // by the policy
+
+	time int64 // of the entry, ns
 }
 
 // Governance is who governs the log at its end.
@@ -163,14 +178,20 @@ func (r *run) anchor() {
 	if !r.headOK {
 		return
 	}
-	to := max(r.fold.sealed, r.witnessed)
+	held := r.witnessed // by others
 	for _, res := range r.report.Receipts {
 		if res.Status == Verified {
-			to = max(to, res.Size)
+			held = max(held, res.Size)
 		}
 	}
-	if to = min(to, r.head.Size); to < r.head.Size {
-		r.report.Unanchored = &Range{From: to, To: r.head.Size}
+	size := r.head.Size
+	if from := max(r.fold.sealed, held); from < size {
+		r.report.Unanchored = &Range{From: from, To: size}
+	}
+	if r.fold.sealed > 0 {
+		if from := max(r.fold.replay.Counted(), held); from < size {
+			r.report.Resettable = &Range{From: from, To: size}
+		}
 	}
 }
 

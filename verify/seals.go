@@ -3,7 +3,9 @@ package verify
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"math"
 
 	"bulla/attest"
 	"bulla/record"
@@ -75,6 +77,55 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 		f.sealAt[number] = e.Index
 		f.boots.seal(e.Body)
 		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
+	}
+	return nil
+}
+
+// recovery goes on from a declared recovery. That the log is not the one that it was is then not checkable, unless the policy accepts
+// this very declaration: whoever runs the machine can make one.
+func (f *fold) recovery(e *record.Entry, leaf record.Hash) {
+	what, err := record.ParseSystem(e.Body)
+	if err != nil || len(what.Recovery) == 0 {
+		return // a body that is none is reported with the bundle
+	}
+	if f.replay == nil {
+		if f.state.Policy.TPM == nil {
+			f.r.find(Finding{Rule: string(attest.RuleRecovery), Index: at(e.Index), Expected: "no recovery: the log has no TPM enrolled", Found: "one"})
+		}
+		return
+	}
+	x := Recovery{Index: e.Index, Leaf: hex.EncodeToString(leaf[:]), Why: what.Message, Accepted: f.r.policy.accepts(leaf), time: e.Stamp.Sys}
+	x.From, x.Seal = f.replay.Sealed()
+	for _, found := range f.replay.Recover(what.Recovery) {
+		f.r.find(Finding{Rule: string(found.Rule), Index: at(e.Index), Expected: fmt.Sprintf("%.300s", found.Expected), Found: fmt.Sprintf("%.300s", found.Found)})
+	}
+	if len(f.r.report.Recoveries) == maxRecoveries {
+		f.r.report.Recoveries = f.r.report.Recoveries[1:]
+	}
+	f.r.report.Recoveries = append(f.r.report.Recoveries, x)
+	if !x.Accepted {
+		f.r.miss(fmt.Sprintf("entry %d declares that the log was put back, and that what was behind seal %d is lost; if that is so, accept it in the policy: recovery %s", x.Index, x.Seal, x.Leaf), ClaimRollback)
+	}
+}
+
+// maxRecoveries is how many recoveries the report names, the last ones.
+const maxRecoveries = 100
+
+// lost returns the recovery that declares lost what was logged under a tree of so many entries when an entry was stamped; nil when
+// there is none. Without the entry, any that reaches there.
+func (r *run) lost(size uint64, entry []byte) *Recovery {
+	before := int64(math.MinInt64)
+	if entry != nil {
+		e, err := record.ParseEntry(entry)
+		if err != nil {
+			return nil
+		}
+		before = e.Stamp.Sys
+	}
+	for i, x := range r.report.Recoveries {
+		if size > x.From && before < x.time {
+			return &r.report.Recoveries[i]
+		}
 	}
 	return nil
 }

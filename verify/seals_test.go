@@ -1,6 +1,8 @@
 package verify_test
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -155,4 +157,148 @@ func TestFindingsBehindDamage(t *testing.T) {
 	if rep.Verdict != verify.OutcomeTampered || *rep.Findings[0].Index != 21 || len(rep.Findings) != 1 {
 		t.Error(text(t, rep))
 	}
+}
+
+// Seals taken out of a log by somebody who has its key, and signs it again.
+func TestSealsRemoved(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t).enrolled().begin().events(5)
+	var at []int
+	for range 4 {
+		at = append(at, len(b.raw))
+		b.seal(b.head(b.tree.Size())).events(3)
+	}
+	receipt := jsonReceipt(t, b.receipt(uint64(len(b.raw)-1)))
+	without := func(n int) *builder {
+		out := b.cut(at[n])
+		for _, raw := range b.raw[at[n]+1:] {
+			e, err := record.ParseEntry(raw)
+			b.must(err)
+			e.Index, e.Prev = out.tree.Size(), out.prev
+			out.append(e)
+		}
+		return out
+	}
+	// From the middle: the next one is over another log, and does not follow.
+	rep := run(t, without(1).export(), b.sealedPolicy())
+	for _, rule := range []string{"seal.number", "seal.previous", "seal.pcr.replay", "seal.head"} {
+		if rep.Verdict != verify.OutcomeTampered || !slices.ContainsFunc(rep.Findings, func(f verify.Finding) bool { return f.Rule == rule }) {
+			t.Errorf("%s is not found:\n%s", rule, text(t, rep))
+		}
+	}
+	// From the end: the start of the daemon shows that, and a receipt; the evidence alone says how far it reaches.
+	for _, end := range []*builder{without(3), b.cut(at[3])} {
+		rep = run(t, end.export(), b.sealedPolicy())
+		want(t, rep, verify.OutcomeVerified)
+		if u := rep.Unanchored; u == nil || u.From != uint64(at[2]) {
+			t.Errorf("unanchored: %+v", u)
+		}
+	}
+	want(t, run(t, without(3).events(9).export(), b.sealedPolicy(), receipt), verify.OutcomeTampered, "receipt.entry@"+fmt.Sprint(len(b.raw)-1))
+}
+
+// Against somebody who could reset or clear the TPM, seals anchor what was there before the counter grew last: such a history can be
+// replaced from there on, and the report says that it rests on the TPM not having been reset.
+func TestRangeThatAResetCouldReplace(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t).enrolled().begin().events(5)
+	b.seal(b.head(6)).events(3)
+	b.seal(b.head(10)).events(3)
+	old, number, quote := b.cut(len(b.raw)), b.chip.number, b.chip.quote
+	b.chip.increment = true
+	b.seal(b.head(14)).events(3)
+	honest := run(t, b.export(), b.sealedPolicy())
+	receipt := jsonReceipt(t, b.receipt(16))
+
+	// Put back within the increment, the machine cleared or its counter redefined, and another history sealed.
+	old.chip.number, old.chip.quote, old.chip.increment, old.chip.counter = number, quote, true, old.chip.counter-1
+	old.chip.reset()
+	forged := old.events(4)
+	forged.seal(forged.head(18)).events(2)
+	rep := run(t, forged.export(), b.sealedPolicy())
+	for _, rep := range []*verify.Report{honest, rep} {
+		want(t, rep, verify.OutcomeVerified)
+		if u := rep.Resettable; u == nil || u.From != 10 || u.To != rep.Size || !strings.Contains(text(t, rep), "entries 10 to") {
+			t.Errorf("resettable: %+v\n%s", u, text(t, rep))
+		}
+	}
+	want(t, run(t, forged.export(), b.sealedPolicy(), receipt), verify.OutcomeTampered, "receipt.entry@16")
+	if rep := run(t, b.export(), b.sealedPolicy(), receipt); rep.Resettable != nil && rep.Resettable.From != 18 {
+		t.Errorf("resettable, with a receipt: %+v", rep.Resettable)
+	}
+}
+
+// What a declared recovery says is lost is reported so: never as tampered with, and never as verified unless the auditor accepts it.
+func TestDeclaredRecovery(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t).enrolled().begin().events(5)
+	b.seal(b.head(6)).events(3)
+	n, quote, size := b.chip.number, b.chip.quote, len(b.raw)
+	kept := b.receipt(4)
+	b.add(record.KindEvent, &record.Producer{UID: 1000}, []byte(`{"type":"lost"}`))
+	gone := b.receipt(uint64(size))
+	survived, under := b.receipt(4), b.receipt(4).TLogProof()
+	b.seal(b.head(b.tree.Size()))
+
+	undeclared := b.cut(size)
+	undeclared.chip = b.chip
+	log := b.cut(size)
+	log.add(record.KindSystem, nil, []byte(`{"code":"rollback","event":"alarm"}`))
+	log.stamp.Sys += 1000
+	leaf := log.recovery(n, quote)
+	log.seal(log.head(log.tree.Size())).events(4)
+	after := log.receipt(log.tree.Size() - 1)
+	fork := log.cut(len(log.raw) - 1)
+	fork.add(record.KindEvent, &record.Producer{UID: 1000}, []byte(`{"type":"fork"}`))
+	f := log.export()
+
+	accepting := b.sealedPolicy()
+	accepting.Recoveries = append(accepting.Recoveries, leaf)
+	other := b.sealedPolicy()
+	other.Recoveries = append(other.Recoveries, record.Hash{1})
+	for _, p := range []*verify.Policy{b.sealedPolicy(), other, accepting} {
+		rep := run(t, f, p, jsonReceipt(t, kept), jsonReceipt(t, gone), jsonReceipt(t, after))
+		verdict := verify.OutcomeNotCheckable
+		if p == accepting {
+			verdict = verify.OutcomeVerified
+		}
+		want(t, rep, verdict)
+		if x := rep.Recoveries; len(x) != 1 || x[0].Seal != 1 || x[0].From != 6 || x[0].Index != uint64(size+1) || x[0].Why != "the disk failed" || x[0].Accepted != (p == accepting) {
+			t.Errorf("recoveries: %+v", x)
+		}
+		if got := rep.Receipts; got[0].Status != verify.Verified || got[1].Status != verify.Lost || got[2].Status != verify.Verified {
+			t.Errorf("receipts: %+v", got)
+		}
+		if out := text(t, rep); !strings.Contains(out, `lost, declared`) || !strings.Contains(out, "the disk failed") {
+			t.Error(out)
+		}
+		if c := claim(t, rep, verify.ClaimSeals); c.Status != verify.Verified || c.To != uint64(size+2) {
+			t.Errorf("%+v", c)
+		}
+	}
+	// The entry survived, the tree of its receipt did not.
+	for _, r := range []verify.Receipt{jsonReceipt(t, survived), {Name: "4.tlog-proof", Data: under}} {
+		rep := run(t, f, accepting, r)
+		want(t, rep, verify.OutcomeNotCheckable)
+		if why := rep.Receipts[0].Why; !strings.Contains(why, "declare") {
+			t.Error(why)
+		}
+	}
+	want(t, run(t, f, accepting, verify.Receipt{Name: "x.tlog-proof", Data: gone.TLogProof()}), verify.OutcomeNotCheckable)
+	// What came after the recovery is not excused by it.
+	want(t, run(t, fork.export(), accepting, jsonReceipt(t, after)), verify.OutcomeTampered, fmt.Sprintf("receipt.entry@%d", len(log.raw)-1))
+	// Nor is a history that goes on without declaring anything.
+	undeclared.chip.number, undeclared.chip.quote, undeclared.chip.increment = n, quote, true
+	undeclared.seal(undeclared.head(undeclared.tree.Size()))
+	if rep := run(t, undeclared.export(), accepting); rep.Verdict != verify.OutcomeTampered {
+		t.Error(text(t, rep))
+	}
+}
+
+func TestRecoveryInALogWithoutTPM(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t).enrolled()
+	b.genesis.TPM = nil
+	b.begin().events(5).recovery(0, record.Hash{})
+	want(t, run(t, b.export(), b.policy()), verify.OutcomeTampered, "seal.recovery@6")
 }

@@ -55,6 +55,16 @@ func (rep *Report) writeHead(w io.Writer) {
 	default:
 		row("unanchored", "%s: behind the last seal, receipt or cosignature", span(u.From, u.To))
 	}
+	if u := rep.Resettable; u != nil {
+		row("if the TPM was reset", "%s: not anchored against somebody who could reset or clear it", span(u.From, u.To))
+	}
+	for _, x := range rep.Recoveries {
+		accepted := ""
+		if x.Accepted {
+			accepted = " (accepted by the policy)"
+		}
+		row("lost, declared", "what was behind seal %d, over %d entries, before entry %d%s: %q", x.Seal, x.From, x.Index, accepted, x.Why)
+	}
 }
 
 // span names the entries [from,to).
