@@ -286,3 +286,50 @@ func TestVectorsOfWitnessesAreCurrent(t *testing.T) {
 		}
 	}
 }
+
+// However a cosigned checkpoint is changed, it does not count as cosigned by more, or over more, than it was.
+func FuzzCosigned(f *testing.F) {
+	b := newBuilder(f).begin().events(20)
+	half := cosigned(f, b.sign(), 1)
+	honest := b.events(20).export()
+	p := b.policy()
+	p.Witnesses, p.Quorum = []verify.Witness{{Name: "w1", VKey: witnessKey(f, 1)}}, "w1"
+	f.Add(half)
+	f.Add(honest["checkpoint"])
+	f.Add(unsigned(half))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		files := honest.clone()
+		files["witness/0"] = in
+		rep := run(t, files, p)
+		got := claim(t, rep, verify.ClaimWitnesses)
+		if text, _, _ := bytes.Cut(half, []byte("\n\n")); rep.Verdict == verify.OutcomeVerified && (got.To != 21 || !bytes.HasPrefix(in, append(bytes.Clone(text), "\n\n"...))) {
+			t.Fatalf("%q vouches for %d entries", in, got.To)
+		}
+	})
+}
+
+// The lines about witnesses have one meaning: what is read is written, and read again as the same.
+func FuzzWitnessLines(f *testing.F) {
+	b := newBuilder(f).begin()
+	text, err := b.policy().MarshalText()
+	if err != nil {
+		f.Fatal(err)
+	}
+	log := strings.Replace(string(text), "quorum none\n", "", 1)
+	f.Add("witness w1 " + witnessKey(f, 1) + "\nwitness w2 " + witnessKey(f, 2) + " https://w\ngroup g all w1 w2\nquorum g\n")
+	f.Add("witness w1 " + witnessKey(f, 1) + "\ngroup g 1 w1\ngroup h any g\nquorum h\n")
+	f.Fuzz(func(t *testing.T, lines string) {
+		p, err := verify.ParsePolicy([]byte(log + lines))
+		if err != nil {
+			return
+		}
+		out, err := p.MarshalText()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := verify.ParsePolicy(out)
+		if err != nil || again.Quorum != p.Quorum || !slices.Equal(again.Witnesses, p.Witnesses) || len(again.Groups) != len(p.Groups) {
+			t.Fatalf("%q became %q: %v", lines, out, err)
+		}
+	})
+}

@@ -188,3 +188,19 @@ func TestReadingThatCannotBeRecorded(t *testing.T) {
 		t.Errorf("%d %s, %d records", p.status, p.body, len(r.accesses(0)))
 	}
 }
+
+// Who adds a route has to decide whether it gives out what a producer said; if it does, it is recorded.
+func TestEveryRouteIsRecordedOrGivesOutNothing(t *testing.T) {
+	t.Parallel()
+	decided := map[string]bool{ // true: recorded
+		"GET /v1/entries": true, "GET /v1/entries/{index}": true, "GET /v1/entries/{index}/proof": true, "GET /tile/{path...}": true,
+		"POST /v1/challenge": true, "POST /v1/activation": true,
+		"POST /v1/events": false, "POST /v1/seals": false, "GET /v1/seals": false, "GET /v1/status": false, "GET /checkpoint": false, "GET /witness/{n}": false,
+		"GET /metrics": false, "GET /health/alive": false, "GET /health/ready": false, "GET /health/state": false,
+	}
+	for _, rt := range routes {
+		if _, ok := decided[rt.method+" "+rt.path]; !ok {
+			t.Errorf("%s %s: does it give out entries? Then set call.gives, and say so here", rt.method, rt.path)
+		}
+	}
+}
