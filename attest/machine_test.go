@@ -2,14 +2,16 @@ package attest_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
+	"encoding/asn1"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math/big"
 	"slices"
 	"testing"
 
@@ -51,9 +53,15 @@ type edit struct {
 	seal      func(*attest.Seal)     // at last
 }
 
+// newMachine makes the same machine each time, and its signatures are deterministic: vectors can be made again.
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	return machineWith(t, 1)
+}
+
+func machineWith(t *testing.T, seed byte) *machine {
+	t.Helper()
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{seed}, 32))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,16 +131,20 @@ func (m *machine) sign(a tpm2.TPMSAttest, change func(*tpm2.TPMSAttest)) attest.
 	}
 	b := tpm2.Marshal(a)
 	digest := sha256.Sum256(b)
-	r, s, err := ecdsa.Sign(rand.Reader, m.key, digest[:])
+	der, err := m.key.Sign(nil, digest[:], crypto.SHA256) // RFC 6979
 	if err != nil {
+		m.t.Fatal(err)
+	}
+	var signature struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(der, &signature); err != nil {
 		m.t.Fatal(err)
 	}
 	return attest.Signed{Attest: b, Signature: tpm2.Marshal(tpm2.TPMTSignature{
 		SigAlg: tpm2.TPMAlgECDSA,
 		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
 			Hash:       tpm2.TPMAlgSHA256,
-			SignatureR: tpm2.TPM2BECCParameter{Buffer: r.FillBytes(make([]byte, 32))},
-			SignatureS: tpm2.TPM2BECCParameter{Buffer: s.FillBytes(make([]byte, 32))},
+			SignatureR: tpm2.TPM2BECCParameter{Buffer: signature.R.FillBytes(make([]byte, 32))},
+			SignatureS: tpm2.TPM2BECCParameter{Buffer: signature.S.FillBytes(make([]byte, 32))},
 		}),
 	})}
 }
@@ -252,6 +264,13 @@ func (m *machine) reset(behind uint64) {
 	m.clock.RestartCount = 0
 	m.clock.Clock -= behind
 	m.clock.Safe = m.clock.Safe && behind == 0
+	m.pcrs = [24]record.Hash{}
+}
+
+// cleared is what root makes of the TPM: TPM2_Clear, the same key and a counter made anew, the clock set forward, and so many resets that
+// their count is above what it was.
+func (m *machine) cleared() {
+	m.clock = attest.ClockInfo{Clock: m.clock.Clock + 60_000, ResetCount: m.clock.ResetCount + 1, Safe: true}
 	m.pcrs = [24]record.Hash{}
 }
 
