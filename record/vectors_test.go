@@ -103,6 +103,14 @@ var parsers = map[string]format{
 		return hex.EncodeToString(hashBytes(LeafHash(in))), nil
 	},
 	"system": body(ParseSystem), "access": body(ParseAccess), "blob": body(ParseBlob),
+	"token": func(in []byte, _ []note.Verifier) (string, error) {
+		v, err := ParseToken(in)
+		if err != nil {
+			return "", err
+		}
+		again, err := v.Encode()
+		return string(again), err
+	},
 	"vkey": func(in []byte, _ []note.Verifier) (string, error) {
 		v, err := NewVerifier(string(in))
 		if err != nil {
