@@ -54,15 +54,9 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 // no signature of any of vs may be bad; signatures of others are in the note, unverified. Which of the verified ones suffice (all
 // keys of a policy, a quorum of witnesses) is for the caller to judge by the note's Sigs.
 func OpenCheckpoint(signed []byte, vs ...note.Verifier) (Checkpoint, *note.Note, error) {
-	if len(signed) > MaxCheckpoint {
-		return Checkpoint{}, nil, tooLarge("checkpoint", len(signed), MaxCheckpoint)
-	}
-	if err := checkSignatureLines(signed, vs); err != nil {
-		return Checkpoint{}, nil, err
-	}
-	n, err := note.Open(signed, note.VerifierList(vs...))
+	n, err := OpenNote(signed, vs...)
 	if err != nil {
-		return Checkpoint{}, nil, fmt.Errorf("opening checkpoint: %w", err)
+		return Checkpoint{}, nil, err
 	}
 	c, err := ParseCheckpoint(n.Text)
 	if err != nil {
@@ -74,6 +68,21 @@ func OpenCheckpoint(signed []byte, vs ...note.Verifier) (Checkpoint, *note.Note,
 		}
 	}
 	return Checkpoint{}, nil, fmt.Errorf("opening checkpoint: origin %q is not the name of a key that signed it", c.Origin)
+}
+
+// OpenNote is note.Open for the one encoding of a note.
+func OpenNote(signed []byte, vs ...note.Verifier) (*note.Note, error) {
+	if len(signed) > MaxCheckpoint {
+		return nil, tooLarge("checkpoint", len(signed), MaxCheckpoint)
+	}
+	if err := checkSignatureLines(signed, vs); err != nil {
+		return nil, err
+	}
+	n, err := note.Open(signed, note.VerifierList(vs...))
+	if err != nil {
+		return nil, fmt.Errorf("opening checkpoint: %w", err)
+	}
+	return n, nil
 }
 
 // checkSignatureLines refuses what note.Open lets pass: base64 with spare bits, and a second line of a known key, which it would

@@ -55,6 +55,9 @@ func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report,
 	r := newRun(src, policy, opt)
 
 	// 1. The head says what the log claims to be: its origin, its size, its root.
+	if err := r.readCosigned(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.readHead(ctx); err != nil {
 		return nil, err
 	}
@@ -103,8 +106,8 @@ type run struct {
 	headOK bool              // the text could be read
 	origin string            // the log that the entries belong to: the head's, unless the first entry says otherwise
 
-	witnessed uint64 // entries that a quorum of witnesses vouches for
-	cosigned  int    // files of cosigned checkpoints
+	witnessed uint64   // entries that a quorum of witnesses vouches for
+	cosigned  [][]byte // checkpoints that witnesses cosigned, as they are
 
 	claims map[string]*claimState
 	chain  chain

@@ -183,6 +183,19 @@ type WitnessResult struct {
 	Time uint64  `json:"time,omitempty"` // when, as it states: seconds of Unix time
 }
 
+// readCosigned reads the checkpoints that witnesses cosigned. It comes before the head is read: of a log that is being written to,
+// none is then over a larger tree.
+func (r *run) readCosigned(ctx context.Context) error {
+	for len(r.cosigned) < maxWitnesses {
+		b, ok, err := read(ctx, r.src, WitnessFile(len(r.cosigned)), record.MaxCheckpoint)
+		if err != nil || !ok {
+			return err
+		}
+		r.cosigned = append(r.cosigned, b)
+	}
+	return nil
+}
+
 // judgeWitnesses checks the checkpoints that witnesses cosigned, and finds out up to where a quorum of them vouches for the log.
 func (r *run) judgeWitnesses(ctx context.Context) error {
 	for _, w := range r.policy.witnesses() {
@@ -191,15 +204,8 @@ func (r *run) judgeWitnesses(ctx context.Context) error {
 	if err := r.judgeCosigned(ctx, checkpoint, r.signed); err != nil {
 		return err
 	}
-	for ; r.cosigned < maxWitnesses; r.cosigned++ {
-		b, ok, err := read(ctx, r.src, WitnessFile(r.cosigned), record.MaxCheckpoint)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			break
-		}
-		if err := r.judgeCosigned(ctx, WitnessFile(r.cosigned), b); err != nil {
+	for i, b := range r.cosigned {
+		if err := r.judgeCosigned(ctx, WitnessFile(i), b); err != nil {
 			return err
 		}
 	}
@@ -310,7 +316,7 @@ func cosignature(signed []byte, vkey string) (time uint64, found bool, bad strin
 
 // checkNote checks a note's line by one key.
 func checkNote(signed []byte, v note.Verifier) (sig note.Signature, missing bool, bad string) {
-	n, err := note.Open(signed, note.VerifierList(v))
+	n, err := record.OpenNote(signed, v)
 	var unverified *note.UnverifiedNoteError
 	var invalid *note.InvalidSignatureError
 	switch {
