@@ -7,7 +7,7 @@
 //	api.go     messages          frame.go    framing and hello
 //	request.go requests          answer.go   answers          scan.go  how both are read
 //	client.go  one request at a time, or many at once        stream.go  a producer's numbered events, repeated until they are in
-//	tile.go    paths of tiles            clock.go   status of the machine
+//	search.go  what is searched for      clock.go   status of the machine
 package api
 
 import (

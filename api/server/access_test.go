@@ -193,7 +193,7 @@ func TestReadingThatCannotBeRecorded(t *testing.T) {
 func TestEveryRouteIsRecordedOrGivesOutNothing(t *testing.T) {
 	t.Parallel()
 	decided := map[string]bool{ // true: recorded
-		"GET /v1/entries": true, "GET /v1/entries/{index}": true, "GET /v1/entries/{index}/proof": true, "GET /tile/{path...}": true,
+		"GET /v1/entries": true, "GET /v1/entries/{index}": true, "GET /v1/entries/{index}/proof": true, "GET /tile/{path...}": true, "GET /v1/search": true,
 		"POST /v1/challenge": true, "POST /v1/activation": true,
 		"POST /v1/events": false, "POST /v1/seals": false, "GET /v1/seals": false, "GET /v1/status": false, "GET /checkpoint": false, "GET /witness/{n}": false,
 		"GET /metrics": false, "GET /health/alive": false, "GET /health/ready": false, "GET /health/state": false,

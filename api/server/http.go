@@ -96,6 +96,7 @@ var routes = []route{
 	{"GET", "/v1/entries", true, []string{"from", "limit", "kind"}, (*call).entries},
 	{"GET", "/v1/entries/{index}", true, nil, (*call).entry},
 	{"GET", "/v1/entries/{index}/proof", true, nil, (*call).proof},
+	{"GET", "/v1/search", true, append([]string{"from", "limit"}, api.QueryFields...), (*call).search},
 	{"GET", "/v1/seals", true, []string{"from", "limit"}, (*call).seals},
 	{"POST", "/v1/seals", false, nil, (*call).seal},
 	{"POST", "/v1/challenge", false, nil, (*call).challenge},

@@ -5,7 +5,7 @@
 //	frames.go   sign.sock                         peer.go     who is at the other end
 //	http.go     http.sock: routes and errors      events.go   POST /v1/events      read.go   entries, proofs, tiles
 //	seal.go     seals on demand                   status.go   health               metrics.go
-//	activate.go an auditor's credential
+//	activate.go an auditor's credential             search.go   GET /v1/search
 //
 // Everything that a peer can use up is bounded: connections, requests under way, bytes in memory, time within a frame. No peer has to
 // wait for another, and one uid cannot use up what others need.
@@ -90,20 +90,21 @@ var defaultLimits = limits{
 
 // server is the state that both sockets share.
 type server struct {
-	cfg     Config
-	limits  limits
-	frames  *budget // of sign.sock
-	http    *budget // of http.sock
-	reading chan struct{}
-	turned  chan struct{} // holds a token for each connection to http.sock that is only to be told that it is one too many
-	seals   bucket
-	metrics *metrics
-	buffers sync.Pool // of answers
-	jobs    chan job
-	workers sync.WaitGroup
-	over    chan struct{}   // closed when no more jobs come
-	drain   context.Context // ends when what is under way is not waited for any longer
-	cut     context.Context // ends when connections that are still open are cut
+	cfg       Config
+	limits    limits
+	frames    *budget // of sign.sock
+	http      *budget // of http.sock
+	reading   chan struct{}
+	searching chan struct{} // holds a token while somebody searches
+	turned    chan struct{} // holds a token for each connection to http.sock that is only to be told that it is one too many
+	seals     bucket
+	metrics   *metrics
+	buffers   sync.Pool // of answers
+	jobs      chan job
+	workers   sync.WaitGroup
+	over      chan struct{}   // closed when no more jobs come
+	drain     context.Context // ends when what is under way is not waited for any longer
+	cut       context.Context // ends when connections that are still open are cut
 }
 
 // Serve serves both sockets until ctx ends. What is under way then is finished, within bounds.
@@ -136,7 +137,7 @@ func serve(ctx context.Context, cfg Config, lim limits) error {
 
 func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop func()) {
 	s = &server{
-		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading),
+		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading), searching: make(chan struct{}, 1),
 		turned: make(chan struct{}, maxTurned), jobs: make(chan job), over: make(chan struct{}),
 		seals: bucket{burst: sealBurst, every: sealEvery},
 	}
