@@ -54,6 +54,7 @@ func TestDocumentedFormats(t *testing.T) {
 		"system":            func(s string) { accepted(t, "system", joined(s), string(joined(s)), nil) },
 		"access":            func(s string) { accepted(t, "access", joined(s), string(joined(s)), nil) },
 		"blob":              func(s string) { accepted(t, "blob", joined(s), string(joined(s)), nil) },
+		"token":             func(s string) { accepted(t, "token", joined(s), string(joined(s)), nil) },
 		"vkey":              func(string) {},
 		"event-source":      func(string) {}, // checked with the event that follows
 		"refused canonical": func(s string) { refused(t, "canonical", s) },

@@ -395,7 +395,7 @@ func checkEntry(e *record.Entry, index uint64, origin string) *Finding {
 // isOwn reports whether entries of the kind are the machine's own records.
 func isOwn(k record.Kind) bool {
 	switch k {
-	case record.KindGenesis, record.KindClock, record.KindSeal, record.KindAccess, record.KindSystem, record.KindBlob:
+	case record.KindGenesis, record.KindClock, record.KindSeal, record.KindAccess, record.KindSystem, record.KindToken, record.KindBlob:
 		return true
 	}
 	return false

@@ -60,6 +60,8 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 	case record.KindSystem:
 		f.boots.system(e)
 		f.recovery(e, leaf)
+	case record.KindToken:
+		f.token(e)
 	case record.KindSeal:
 		return f.seal(ctx, e)
 	}

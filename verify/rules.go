@@ -57,6 +57,7 @@ var ownRules = []Rule{
 	{"time.missing", ClaimTime, "The entry names a round of measurement that is not before it in the log: its time rests on nothing."},
 	{"time.stamp", ClaimTime, "The entry's offset, bound or state does not follow from the round that it names: its time was changed."},
 	{"time.policy", ClaimTime, "Events were taken, or the clock was judged, by another policy on time than the one that governs the log."},
+	{"time.token", ClaimTime, "A time-stamp token states another time or accuracy than its reading of the clock gave, or its entry was made long after: it was dated back, or its entry is forged."},
 
 	{"receipt.format", ClaimReceipts, "The receipt cannot be read: it was damaged, or is none."},
 	{"receipt.signature", ClaimReceipts, "The receipt was not signed by the log's key: it is forged, or of another log."},
