@@ -57,7 +57,7 @@ type Sealer struct {
 	incremented time.Time         // when the counter last grew; zero: not by this process
 	started     bool              // this process has made the seal of its start
 	published   []byte            // body of the last seal
-	rollback    error             // once found, no seal is made any more
+	rollback    *Refusal          // once found, no seal is made any more
 
 	statusMu sync.Mutex
 	status   SealerStatus
@@ -135,7 +135,7 @@ func (s *Sealer) Run(ctx context.Context) error {
 		if reason != "" {
 			last = time.Now()
 			if _, err := s.Seal(ctx, reason, nil); errors.Is(err, ErrRollback) {
-				return s.rolledBack(ctx, err)
+				return s.rolledBack(ctx)
 			}
 		}
 		if s.Status().LastError == "" { // sealed, or nothing was waiting for a seal
@@ -158,7 +158,7 @@ func (s *Sealer) Run(ctx context.Context) error {
 // sayTime bounds how long an alarm waits to be recorded: seals must go on meanwhile.
 const sayTime = 5 * time.Second
 
-// say records something of the sealer's in every log, or notes why it could not.
+// say records something of the sealer's in every log.
 func (s *Sealer) say(ctx context.Context, what *record.System) error {
 	ctx, cancel := context.WithTimeout(ctx, sayTime)
 	defer cancel()
@@ -183,11 +183,11 @@ func (s *Sealer) start(ctx context.Context) error {
 			s.holdAll(nil)
 			_, err = s.Seal(ctx, ReasonStart, nil)
 			if errors.Is(err, ErrRollback) {
-				return s.rolledBack(ctx, err)
+				return s.rolledBack(ctx)
 			}
 			return nil // without a seal, policy's time runs from here
 		case errors.Is(err, ErrRollback):
-			return s.rolledBack(ctx, err)
+			return s.rolledBack(ctx)
 		}
 		s.note(err)
 		select {
@@ -209,23 +209,30 @@ func (s *Sealer) begin(ctx context.Context) error {
 
 // stuck keeps a rollback: it does not pass by itself, and Run must hear of what others' seals find.
 func (s *Sealer) stuck(err error) error {
-	if errors.Is(err, ErrRollback) && s.rollback == nil {
-		s.rollback = err
+	if !errors.Is(err, ErrRollback) {
+		return err
+	}
+	if s.rollback == nil {
+		s.rollback = &Refusal{Code: record.CodeRollback, Err: err, Message: err.Error() + "; put the newer files back, or have bullad recover declare what they held lost"}
 		select {
 		case s.wake <- struct{}{}:
 		default:
 		}
 	}
-	return err
+	return s.rollback
 }
 
 // rolledBack refuses events for good: only a recovery ends it. Reads go on, and the alarm is in the log.
-func (s *Sealer) rolledBack(ctx context.Context, err error) error {
-	s.holdAll(&Refusal{Code: record.CodeRollback, Message: err.Error() + "; events are refused until a recovery is recorded", Err: err})
+func (s *Sealer) rolledBack(ctx context.Context) error {
+	s.mu.Lock()
+	r := s.rollback
+	s.mu.Unlock()
+	s.holdAll(r)
+	why := r.Err.Error()
 	s.statusMu.Lock()
-	s.status.Rollback = err.Error()
+	s.status.Rollback = why
 	s.statusMu.Unlock()
-	if err := s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(err.Error())}); err != nil {
+	if err := s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(why)}); err != nil {
 		s.note(err)
 	}
 	<-ctx.Done()

@@ -67,7 +67,7 @@ func newMachine(t *testing.T) *machine {
 	if err := ledger.Create(m.log, m.d.config(), g); err != nil {
 		t.Fatal(err)
 	}
-	if err := ledger.Cover(m.sealerPath(), origin, e); err != nil {
+	if err := errors.Join(ledger.Keep(m.sealerPath(), e), ledger.Cover(m.sealerPath(), origin)); err != nil {
 		t.Fatal(err)
 	}
 	return m

@@ -100,12 +100,8 @@ func (s *Sealer) describe(body []byte) (*lastSeal, error) {
 
 // save makes the sealer's state durable.
 func (s *Sealer) save() error {
-	b, err := record.MarshalCanonical(&s.state)
-	if err != nil {
-		return fmt.Errorf("encoding the sealer's file: %w", err)
-	}
-	if err := durable.Replace(s.cfg.Path, b, 0o600); err != nil {
-		return fmt.Errorf("the sealer's file: %w", err)
+	if err := writeSealer(s.cfg.Path, &s.state); err != nil {
+		return err
 	}
 	s.statusMu.Lock()
 	s.status.Pending = s.state.Pending != nil
@@ -130,22 +126,49 @@ func Enrolled(path string) (*attest.Enrolment, error) {
 	return &e, nil
 }
 
+// Keep makes the sealer's file of a machine that has just been enrolled, and has no log yet. It fails with fs.ErrExist when there is one.
+func Keep(path string, e *attest.Enrolment) error {
+	if st, err := readSealer(path); err != nil || st != nil {
+		return errors.Join(fmt.Errorf("the sealer's file %s: %w", path, fs.ErrExist), err)
+	}
+	return writeSealer(path, &sealerState{Enrolment: e, Logs: []string{}})
+}
+
+// Covered are the logs that the machine's seals cover; none where it is not enrolled.
+func Covered(path string) ([]string, error) {
+	st, err := readSealer(path)
+	if err != nil || st == nil {
+		return nil, err
+	}
+	return st.Logs, nil
+}
+
 // Cover adds a new log to those that the machine's seals cover.
-func Cover(path, origin string, e *attest.Enrolment) error {
+func Cover(path, origin string) error {
 	st, err := readSealer(path)
 	if err != nil {
 		return err
 	}
 	if st == nil {
-		st = &sealerState{Enrolment: e}
+		return fmt.Errorf("the sealer's file %s: %w", path, fs.ErrNotExist)
+	}
+	if slices.Contains(st.Logs, origin) {
+		return fmt.Errorf("the sealer's file %s: %s is covered already", path, origin)
 	}
 	st.Logs = append(st.Logs, origin)
 	slices.Sort(st.Logs)
+	return writeSealer(path, st)
+}
+
+func writeSealer(path string, st *sealerState) error {
 	b, err := record.MarshalCanonical(st)
 	if err != nil {
 		return fmt.Errorf("encoding the sealer's file: %w", err)
 	}
-	return durable.Replace(path, b, 0o600)
+	if err := durable.Replace(path, b, 0o600); err != nil {
+		return fmt.Errorf("the sealer's file: %w", err)
+	}
+	return nil
 }
 
 // readSealer reads the sealer's file; nil when there is none.

@@ -66,6 +66,9 @@ func newPlant(t testing.TB, origins ...string) *plant {
 	if p.enrolment, err = p.tpm.Enrol(context.Background(), tpm.EnrolConfig{Roots: roots, PCR: sealPCR}); err != nil {
 		t.Fatal(err)
 	}
+	if err := ledger.Keep(p.sealer(), p.enrolment); err != nil {
+		t.Fatal(err)
+	}
 	for _, origin := range origins {
 		p.create(t, origin, p.enrolment)
 	}
@@ -81,7 +84,7 @@ func (p *plant) create(t testing.TB, origin string, e *attest.Enrolment) {
 	if err := ledger.Create(l.path, l.config(), g); err != nil {
 		t.Fatal(err)
 	}
-	if err := ledger.Cover(p.sealer(), origin, e); err != nil {
+	if err := ledger.Cover(p.sealer(), origin); err != nil {
 		t.Fatal(err)
 	}
 	p.logs = append(p.logs, l)

@@ -60,8 +60,9 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 		return usage(err)
 	}
 	g := p.genesis()
+	sealer := filepath.Join(cfg.State, sealerFile)
 	if _, err := os.Lstat(lc.File); !errors.Is(err, fs.ErrNotExist) {
-		return usagef("%s exists already: a genesis never touches a file that is there", lc.File)
+		return finishInit(lc, sealer, dry, out)
 	}
 	d, err := openDevices(ctx, cfg)
 	if err != nil {
@@ -72,7 +73,6 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 	if err != nil {
 		return err
 	}
-	sealer := filepath.Join(cfg.State, sealerFile)
 	enrolled, err := ledger.Enrolled(sealer)
 	if err != nil {
 		return err
@@ -84,24 +84,32 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 		_, err := fmt.Fprintf(out, "%s: plan and configuration are consistent; key %s is free, %s is free; nothing was changed\n", lc.Origin, lc.Key, lc.File)
 		return err
 	}
+	// The enrolment is kept before anything else is made: if init stops from here on, the next one goes on with it.
+	if g.TPM = enrolled; d.tpm != nil && enrolled == nil {
+		if g.TPM, err = enrol(ctx, d.tpm, cfg, *p.Seal.PCR); err != nil {
+			return unfinished(err)
+		}
+		if err := ledger.Keep(sealer, g.TPM); err != nil {
+			return err
+		}
+	}
 	signer, err := keys.generate(ctx, hsm.Algorithm(p.Algorithm), g)
 	if err != nil {
 		return err
-	}
-	if g.TPM = enrolled; d.tpm != nil && enrolled == nil {
-		if g.TPM, err = enrol(ctx, d.tpm, cfg, *p.Seal.PCR); err != nil {
-			return err
-		}
 	}
 	lcfg := ledger.Config{Origin: lc.Origin, Clock: &lateClock{}, Signer: signer.log, Interop: signer.interop, Device: signer.code}
 	if err := ledger.Create(lc.File, lcfg, g); err != nil {
 		return err
 	}
 	if g.TPM != nil {
-		if err := ledger.Cover(sealer, lc.Origin, g.TPM); err != nil {
+		if err := ledger.Cover(sealer, lc.Origin); err != nil {
 			return err
 		}
 	}
+	return printGenesis(lc, out)
+}
+
+func printGenesis(lc LogConfig, out io.Writer) error {
 	leaf, err := genesisLeaf(lc.File)
 	if err != nil {
 		return err
@@ -165,7 +173,7 @@ func (d *devices) vacant(ctx context.Context, lc LogConfig) (*places, error) {
 		_, _, err := d.signer(ctx, uri)
 		switch {
 		case err == nil:
-			return nil, usagef("key %s exists already: a genesis makes its own; name another", uri)
+			return nil, usagef("key %s exists already: a genesis makes its own. Name another; or, if no log is signed with it because an init stopped before its end, delete it (pkcs11-tool --delete-object, tpm2_evictcontrol)", uri)
 		case errors.Is(err, hsm.ErrNoKey), errors.Is(err, tpm.ErrNoKey):
 		default:
 			return nil, err

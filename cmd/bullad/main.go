@@ -55,7 +55,7 @@ func run(args []string) int {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), devCommand())
+	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), recoverCommand(), devCommand())
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
