@@ -311,3 +311,46 @@ func command(tag uint16, code uint32, rest ...byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(10+len(rest)))
 	return append(binary.BigEndian.AppendUint32(b, code), rest...)
 }
+
+// The TPM's flash wears: the counter is written at a start, at a stop, and when policy says so, never for a seal as such.
+func TestIncrements(t *testing.T) {
+	t.Parallel()
+	p := newPlant(t, origin)
+	p.policy.Increment = int64(time.Hour)
+	grown := func(want uint64, do func()) {
+		t.Helper()
+		before, err := p.attach(t).Counter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		do()
+		if after, err := p.attach(t).Counter(t.Context()); err != nil || after-before != want {
+			t.Errorf("the counter grew by %d, want %d: %v", after-before, want, err)
+		}
+	}
+	var d *daemon
+	grown(1, func() { d = p.start(t) })
+	for _, reason := range []string{ledger.ReasonInterval, ledger.ReasonDemand, ledger.ReasonChallenge} {
+		grown(0, func() {
+			for range 10 {
+				d.append(t)
+				d.seal(t, reason)
+			}
+		})
+	}
+	grown(1, func() { d.seal(t, ledger.ReasonStop) })
+	d.close(t)
+	p.policy.Increment, p.policy.Interval = int64(300*time.Millisecond), int64(10*time.Millisecond)
+	d = p.open(t, nil)
+	begin := time.Now()
+	runSealer(t, d.sealer, func(st ledger.SealerStatus) bool { return time.Since(begin) > 1200*time.Millisecond && !st.At.IsZero() })
+	took := time.Since(begin)
+	d.close(t)
+	d = p.open(t, nil)
+	defer d.close(t)
+	rules, _, _ := d.findings(t, 0)
+	now, err := p.attach(t).Counter(t.Context())
+	if limit := uint64(took/(300*time.Millisecond)) + 1; err != nil || rules != nil || now < p.enrolment.Counter.Value+5 || now > p.enrolment.Counter.Value+2+limit {
+		t.Errorf("the counter is at %d after %v, %d when it was enrolled: %v, findings %v", now, took, p.enrolment.Counter.Value, err, rules)
+	}
+}
