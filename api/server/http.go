@@ -102,6 +102,7 @@ var routes = []route{
 	{"POST", "/v1/challenge", false, nil, (*call).challenge},
 	{"POST", "/v1/activation", false, nil, (*call).activate},
 	{"GET", "/v1/status", false, nil, (*call).status},
+	{"POST", "/tsa", false, nil, (*call).timestamp},
 	{"GET", "/checkpoint", true, nil, (*call).checkpoint},
 	{"GET", "/tile/{path...}", true, nil, (*call).tile},
 	{"GET", "/witness/{n}", true, nil, (*call).witness},

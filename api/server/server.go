@@ -6,6 +6,7 @@
 //	http.go     http.sock: routes and errors      events.go   POST /v1/events      read.go   entries, proofs, tiles
 //	seal.go     seals on demand                   status.go   health               metrics.go
 //	activate.go an auditor's credential             search.go   GET /v1/search
+//	tsa.go      RFC 3161 time-stamps                tsader.go   their encoding         tsalisten.go  for the network
 //
 // Everything that a peer can use up is bounded: connections, requests under way, bytes in memory, time within a frame. No peer has to
 // wait for another, and one uid cannot use up what others need.
@@ -54,6 +55,8 @@ type Config struct {
 	// Activate has the enrolled TPM open an auditor's credential; nil without a TPM. An error that wraps attest.ErrNotOpened says that
 	// it is not for this TPM.
 	Activate func(ctx context.Context, e *attest.Enrolment, c attest.Credential) (secret []byte, err error)
+	// TSA issues time-stamps; nil: there are none.
+	TSA *TSA
 	// Ready is called once when both sockets accept connections.
 	Ready func()
 }
@@ -124,6 +127,10 @@ func serve(ctx context.Context, cfg Config, lim limits) error {
 	if err != nil {
 		return errors.Join(err, sign.Close())
 	}
+	stamps, err := cfg.TSA.listen()
+	if err != nil {
+		return errors.Join(err, sign.Close(), web.Close())
+	}
 	s, stop := newServer(ctx, cfg, lim)
 	defer stop()
 	if cfg.Ready != nil {
@@ -132,6 +139,7 @@ func serve(ctx context.Context, cfg Config, lim limits) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.serveFrames(ctx, sign) })
 	g.Go(func() error { return s.serveHTTP(ctx, web) })
+	g.Go(func() error { return s.serveTSA(ctx, stamps) })
 	return g.Wait()
 }
 
