@@ -83,10 +83,10 @@ outcome unknown; 74 input/output.`,
 	flags.BoolVar(&t.json, "json", false, "print JSON instead of text")
 	flags.StringVar(&t.socket, "socket", "", "a socket of the appliance (default $BULLA_SOCKET, else "+defaultSocket+")")
 	flags.StringVar(&t.log, "log", "", "the log's origin; needed where the appliance has several")
-	for _, c := range []*cobra.Command{t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.attestCommand(), t.challengeCommand(), t.exportCommand()} {
+	for _, c := range []*cobra.Command{t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.attestCommand(), t.challengeCommand(), t.exportCommand(), t.searchCommand()} {
 		root.AddCommand(t.reads(c))
 	}
-	root.AddCommand(t.appendCommand(), t.statusCommand(), t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand())
+	root.AddCommand(t.appendCommand(), t.statusCommand(), t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand(), t.timelineCommand())
 	return root
 }
 
