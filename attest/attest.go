@@ -3,7 +3,8 @@
 //
 //	attest.go   what is recorded: enrolment, statement, seal
 //	tpms.go     the TPM's own structures, parsed strictly (TPM 2.0 Library, Part 2)
-//	check.go    one seal by itself, and seals in the order of a log
+//	check.go    one seal by itself, and seals in the order of a log; checkboot.go how a TPM goes on between two
+//	recovery.go what a log goes on from when its store was put back
 //	ek.go       endorsement keys, and the credential that ties an attestation key to one
 //	activate.go the documents of credential activation      challenge.go  the answer to a live challenge
 //	eventlog.go what was measured while the machine started, replayed; eventlogima.go what the kernel measured since

@@ -2,7 +2,8 @@
 //
 // The protocol is the function sequence, in sequence.go; read it first. Around it: queue.go holds what is waiting, admit.go
 // decides what of it is taken, window.go recognises repeats, open.go makes and opens a log, read.go serves what is committed,
-// sealer.go has the machine's TPM attest the heads of all logs, seal.go is how, and sealerfile.go what it remembers.
+// sealer.go has the machine's TPM attest the heads of all logs, seal.go is how, sealerfile.go what it remembers, sealercheck.go whether the
+// TPM is as the last seal left it, and sealerrecover.go what follows when people go on although it is not.
 //
 // Two things can go wrong with a batch. Either it fails: nothing of it is kept, its producers are refused, the daemon's own
 // records are sequenced anew, and the ledger goes on. Or the outcome of its commit is unknown: the ledger stops for good

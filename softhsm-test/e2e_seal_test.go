@@ -279,3 +279,29 @@ func TestInitStopped(t *testing.T) {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
 	}
 }
+
+// TestClearedTPM clears the appliance's TPM, as root can: the daemon does not start, and says what that means; the log can be copied, and
+// verifies up to its last seal.
+func TestClearedTPM(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	policy := readPolicy(t, r.dir)
+	clearing := exec.CommandContext(t.Context(), "tpm2_clear")
+	clearing.Env = append(os.Environ(), "TPM2TOOLS_TCTI=swtpm:path="+strings.TrimPrefix(r.tpm.Address(), "unix:"))
+	if out, err := clearing.CombinedOutput(); err != nil {
+		t.Fatalf("tpm2_clear: %v: %s", err, out)
+	}
+	config := r.write("serve.toml", r.config)
+	if _, why := r.run(64, "serve", "--config", config); !strings.Contains(why, "not the enrolled TPM") || !strings.Contains(why, "bullad export") {
+		t.Errorf("it says %s", why)
+	}
+	r.run(0, "export", "--config", config, "--log", "dev", "--out", r.path("evidence"))
+	src, err := verify.OpenDir(r.path("evidence"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	if rep, err := verify.Run(t.Context(), src, policy, verify.Options{}); err != nil || rep.Verdict != verify.OutcomeVerified {
+		t.Errorf("%+v: %v", rep, err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -76,7 +77,7 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		return res, nil
 	}
 	if err := checkProof(p, head, leaf); err != nil {
-		if x := r.lost(head.Size, nil); !p.hasEntry && x != nil {
+		if x := r.lost(head.Size, p.stamped()); !p.hasEntry && x != nil {
 			res.Why = fmt.Sprintf("it may be of an entry that entry %d declares to be lost: the receipt in JSON says", x.Index)
 			return res, nil
 		}
@@ -88,8 +89,8 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 
 	// The receipt against the log: the same entry, and a tree that grew out of the receipt's.
 	// Where it contradicts the log, a declared recovery may say why.
-	lost := r.lost(p.index+1, p.entry)
-	if lost != nil && p.index >= r.head.Size {
+	lost := r.lost(p.index+1, p.stamped())
+	if lost != nil && p.hasEntry && p.index >= r.head.Size {
 		return r.isLost(given, res, lost), nil
 	}
 	if p.index >= r.head.Size {
@@ -116,7 +117,7 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	if err != nil || !ok {
 		return unknown(res, err)
 	}
-	if x := r.lost(head.Size, p.entry); root != head.Root && x != nil {
+	if x := r.lost(head.Size, p.stamped()); root != head.Root && x != nil {
 		res.Why = fmt.Sprintf("the entry is in the log; the tree that the receipt is under held entries that entry %d declares to be lost", x.Index)
 		return res, nil
 	}
@@ -154,6 +155,18 @@ type proof struct {
 	leaf       record.Hash
 	hasEntry   bool
 	entry      []byte
+}
+
+// stamped is when the receipt's entry was, in ns; without the entry it may have been at any time.
+func (p *proof) stamped() int64 {
+	if !p.hasEntry {
+		return math.MinInt64
+	}
+	e, err := record.ParseEntry(p.entry)
+	if err != nil {
+		return math.MaxInt64
+	}
+	return e.Stamp.Sys
 }
 
 func parseReceipt(b []byte) (*proof, error) {

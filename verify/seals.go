@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"math"
 
 	"bulla/attest"
 	"bulla/record"
@@ -111,17 +110,8 @@ func (f *fold) recovery(e *record.Entry, leaf record.Hash) {
 // maxRecoveries is how many recoveries the report names, the last ones.
 const maxRecoveries = 100
 
-// lost returns the recovery that declares lost what was logged under a tree of so many entries when an entry was stamped; nil when
-// there is none. Without the entry, any that reaches there.
-func (r *run) lost(size uint64, entry []byte) *Recovery {
-	before := int64(math.MinInt64)
-	if entry != nil {
-		e, err := record.ParseEntry(entry)
-		if err != nil {
-			return nil
-		}
-		before = e.Stamp.Sys
-	}
+// lost returns the recovery that declares lost what was shown before a time, in ns, of a tree of so many entries; nil when there is none.
+func (r *run) lost(size uint64, before int64) *Recovery {
 	for i, x := range r.report.Recoveries {
 		if size > x.From && before < x.time {
 			return &r.report.Recoveries[i]

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"bulla/record"
 	"bulla/verify"
@@ -285,6 +286,18 @@ func TestDeclaredRecovery(t *testing.T) {
 		}
 	}
 	want(t, run(t, f, accepting, verify.Receipt{Name: "x.tlog-proof", Data: gone.TLogProof()}), verify.OutcomeNotCheckable)
+	// A witness saw the lost head: before the declaration that is so, after it the log shows two histories.
+	for _, c := range []struct {
+		after   time.Duration
+		verdict verify.Verdict
+		finding []string
+	}{{-time.Hour, verify.OutcomeVerified, nil}, {time.Hour, verify.OutcomeTampered, []string{"witness.tree"}}} {
+		shown := f.clone()
+		shown["witness/0"] = cosignedAt(t, gone.Checkpoint, 1, uint64(time.Unix(0, log.stamp.Sys).Add(c.after).Unix()))
+		p := *accepting
+		p.Witnesses = []verify.Witness{{Name: "w", VKey: witnessKey(t, 1)}}
+		want(t, run(t, shown, &p), c.verdict, c.finding...)
+	}
 	// What came after the recovery is not excused by it.
 	want(t, run(t, fork.export(), accepting, jsonReceipt(t, after)), verify.OutcomeTampered, fmt.Sprintf("receipt.entry@%d", len(log.raw)-1))
 	// Nor is a history that goes on without declaring anything.

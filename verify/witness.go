@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -213,6 +215,24 @@ func (r *run) judgeWitnesses(ctx context.Context) error {
 	return nil
 }
 
+// contradicted records that a cosigned head is not of this log, unless witnesses saw it before a recovery that declares it lost.
+func (r *run) contradicted(head record.Checkpoint, times []uint64, f Finding) {
+	before := int64(math.MaxInt64)
+	if len(times) > 0 {
+		before = int64(min(slices.Max(times), math.MaxInt64/uint64(time.Second))) * int64(time.Second)
+	}
+	x := r.lost(head.Size, before)
+	if x == nil {
+		r.find(f)
+		return
+	}
+	why := fmt.Sprintf("%s is over %d entries, of which entry %d declares lost what was behind seal %d", f.File, head.Size, x.Index, x.Seal)
+	r.remark("%s", why)
+	if !x.Accepted {
+		r.miss(why, ClaimWitnesses)
+	}
+}
+
 // judgeCosigned checks one signed note against the log's history, and counts the cosignatures on it.
 func (r *run) judgeCosigned(ctx context.Context, name string, signed []byte) error {
 	head, err := headText(signed)
@@ -258,7 +278,7 @@ func (r *run) judgeCosigned(ctx context.Context, name string, signed []byte) err
 		r.remark("%s is signed by nobody whom policy or log name; it was not checked", name)
 		return nil
 	case head.Size > r.head.Size:
-		r.find(Finding{Rule: "witness.beyond", File: name, Expected: fmt.Sprintf("a log of at least %d entries", head.Size), Found: fmt.Sprintf("%d entries", r.head.Size)})
+		r.contradicted(head, times, Finding{Rule: "witness.beyond", File: name, Expected: fmt.Sprintf("a log of at least %d entries", head.Size), Found: fmt.Sprintf("%d entries", r.head.Size)})
 		return nil
 	}
 	root, ok, err := r.rootAt(ctx, head.Size)
@@ -266,7 +286,7 @@ func (r *run) judgeCosigned(ctx context.Context, name string, signed []byte) err
 		return err
 	}
 	if root != head.Root {
-		r.find(Finding{Rule: "witness.tree", File: name, Expected: fmt.Sprintf("root %v at size %d", head.Root, head.Size), Found: "root " + root.String()})
+		r.contradicted(head, times, Finding{Rule: "witness.tree", File: name, Expected: fmt.Sprintf("root %v at size %d", head.Root, head.Size), Found: "root " + root.String()})
 		return nil
 	}
 	for n, i := range by {

@@ -29,6 +29,11 @@ func witnessKey(t testing.TB, n byte) string {
 // cosigned is a signed note with a line of witness n more, which states the time n.
 func cosigned(t testing.TB, signed []byte, n byte) []byte {
 	t.Helper()
+	return cosignedAt(t, signed, n, uint64(n))
+}
+
+func cosignedAt(t testing.TB, signed []byte, n byte, seconds uint64) []byte {
+	t.Helper()
 	text, _, _ := bytes.Cut(signed, []byte("\n\n"))
 	text = append(bytes.Clone(text), '\n')
 	v, err := record.NewWitnessVerifier(witnessKey(t, n))
@@ -36,8 +41,8 @@ func cosigned(t testing.TB, signed []byte, n byte) []byte {
 		t.Fatal(err)
 	}
 	raw := binary.BigEndian.AppendUint32(nil, v.KeyHash())
-	raw = binary.BigEndian.AppendUint64(raw, uint64(n))
-	raw = append(raw, ed25519.Sign(testEd25519(n), record.CosignatureInput(uint64(n), text))...)
+	raw = binary.BigEndian.AppendUint64(raw, seconds)
+	raw = append(raw, ed25519.Sign(testEd25519(n), record.CosignatureInput(seconds, text))...)
 	return fmt.Appendf(bytes.Clone(signed), "— %s %s\n", v.Name(), base64.StdEncoding.EncodeToString(raw))
 }
 

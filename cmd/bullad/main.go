@@ -17,6 +17,7 @@ import (
 	"bulla/hsm"
 	"bulla/ledger"
 	"bulla/store"
+	"bulla/tpm"
 )
 
 // Exit codes (sysexits.h where there is one).
@@ -87,7 +88,7 @@ func exitCode(err error) int {
 	case errors.As(err, &u), errors.Is(err, ledger.ErrKey), errors.Is(err, ledger.ErrOrigin), errors.Is(err, hsm.ErrPIN),
 		errors.Is(err, hsm.ErrNoToken), errors.Is(err, hsm.ErrNoKey), errors.Is(err, hsm.ErrManyKeys), errors.Is(err, hsm.ErrWrongKey),
 		errors.Is(err, hsm.ErrKeyExists), errors.Is(err, hsm.ErrExtractable), errors.Is(err, hsm.ErrNoPIN), errors.Is(err, hsm.ErrWeakKey),
-		errors.Is(err, hsm.ErrUnsupported), errors.Is(err, ledger.ErrUncovered):
+		errors.Is(err, hsm.ErrUnsupported), errors.Is(err, ledger.ErrUncovered), errors.Is(err, tpm.ErrOtherMachine):
 		return exitUsage
 	case errors.Is(err, ledger.ErrUnknown):
 		return exitSoftware
@@ -107,6 +108,7 @@ func advice(err error) string {
 	}{
 		{hsm.ErrNoToken, "plug the token in, or correct token= in the key's URI (pkcs11-tool --module MODULE -L lists what there is)"},
 		{hsm.ErrNoKey, "correct object= or id= in the key's URI; bullad init makes the key of a new log"},
+		{tpm.ErrOtherMachine, "the logs are of another machine, or this TPM was cleared or its counter replaced: see docs/operations.md, The store is older than its TPM; bullad export copies them"},
 		{ledger.ErrOrigin, "correct origin or file of this [[log]] in the configuration"},
 		{ledger.ErrKey, "correct key or interop of this [[log]] in the configuration; a log's key changes by ceremony only"},
 		{fs.ErrNotExist, "correct the path, or put the file back"},
