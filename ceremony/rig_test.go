@@ -72,6 +72,13 @@ func (r *rig) fork(t testing.TB) *rig {
 	c.t, c.tree = t, r.tree.Clone()
 	c.entries, c.roots = slices.Clone(r.entries), slices.Clone(r.roots)
 	c.people, c.device, c.numbers = maps.Clone(r.people), maps.Clone(r.device), maps.Clone(r.numbers)
+	for name, p := range c.people {
+		if key, ok := p.(sk); ok {
+			n := *key.counter
+			key.counter = &n
+			c.people[name] = key
+		}
+	}
 	c.state.Root = c.root
 	return &c
 }
