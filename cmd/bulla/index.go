@@ -8,15 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"math"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"sort"
-	"strconv"
 	"strings"
 
 	"bulla/api"
@@ -280,129 +277,6 @@ func parseRow(b []byte) row {
 		root: record.Hash(b[:32]), earliest: int64(binary.BigEndian.Uint64(b[32:])), latest: int64(binary.BigEndian.Uint64(b[40:])),
 		kinds: binary.BigEndian.Uint16(b[48:]), severity: b[50], opaque: b[51] != 0,
 	}
-}
-
-// Terms: what an index knows of entries. Each is a hash of a field's letter and a value; if two meet, a bundle more is read.
-const (
-	termActor       = 'a'
-	termTarget      = 'g'
-	termNet         = 'i'
-	termUnit        = 'n'
-	termOutcome     = 'o'
-	termTrace       = 'r'
-	termSession     = 's'
-	termTransaction = 't'
-	termUID         = 'u'
-	termType        = 'y'
-	termBelow       = 'Y'
-)
-
-// maxTerms bounds the terms of an entry: a type of 255 bytes has 128 parts.
-const maxTerms = 160
-
-func termOf(field byte, value string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte{field}) // never fails
-	_, _ = io.WriteString(h, value)
-	return h.Sum64()
-}
-
-// networks are the lengths of network prefixes that are indexed, the longest first.
-var networks = map[bool][]int{true: {32, 24, 16, 8}, false: {128, 64, 48, 32}}
-
-// appendTerms appends the terms of an entry.
-func appendTerms(out []uint64, e *record.Entry, ev *record.Event) []uint64 {
-	add := func(field byte, value string) {
-		if value != "" {
-			out = append(out, termOf(field, value))
-		}
-	}
-	if p := e.Producer; p != nil {
-		add(termUID, strconv.FormatUint(uint64(p.UID), 10))
-		add(termUnit, p.Unit)
-	}
-	if ev == nil {
-		return out
-	}
-	add(termType, ev.Type)
-	for i := range len(ev.Type) {
-		if ev.Type[i] == '.' {
-			add(termBelow, ev.Type[:i+1])
-		}
-	}
-	if a := ev.Actor; a != nil {
-		add(termActor, a.ID)
-		add(termActor, a.Name)
-		add(termActor, a.OnBehalfOf)
-	}
-	if ev.Target != nil {
-		add(termTarget, ev.Target.ID)
-	}
-	add(termSession, ev.SessionID)
-	add(termTransaction, ev.TransactionID)
-	add(termTrace, ev.TraceID)
-	add(termOutcome, ev.Outcome)
-	if ev.Src != nil && ev.Src.IP != "" {
-		if addr, err := netip.ParseAddr(ev.Src.IP); err == nil {
-			for _, bits := range networks[addr.Is4()] {
-				add(termNet, netip.PrefixFrom(addr, bits).Masked().String())
-			}
-		}
-	}
-	return out
-}
-
-// queryTerms are terms that a bundle has if an entry in it meets the query.
-func queryTerms(q *api.Query) (out []uint64) {
-	add := func(field byte, value string) {
-		if value != "" {
-			out = append(out, termOf(field, value))
-		}
-	}
-	if q.UID != nil {
-		add(termUID, strconv.FormatUint(uint64(*q.UID), 10))
-	}
-	add(termUnit, q.Unit)
-	if q.Below {
-		add(termBelow, q.Type)
-	} else {
-		add(termType, q.Type)
-	}
-	add(termActor, q.Actor)
-	add(termTarget, q.Target)
-	add(termSession, q.Session)
-	add(termTransaction, q.Transaction)
-	add(termTrace, q.Trace)
-	add(termOutcome, q.Outcome)
-	if q.Src.IsValid() {
-		for _, bits := range networks[q.Src.Addr().Is4()] {
-			if bits <= q.Src.Bits() {
-				add(termNet, netip.PrefixFrom(q.Src.Addr(), bits).Masked().String())
-				break
-			}
-		}
-	}
-	return out
-}
-
-// add makes a row of a bundle's entries, one after the other, and appends their terms.
-func (r *row) add(raw []byte, terms []uint64) []uint64 {
-	e, err := record.ParseEntry(raw)
-	if err != nil {
-		r.opaque = true
-		return terms
-	}
-	r.kinds |= kindBit(e.Kind)
-	r.earliest, r.latest = min(r.earliest, e.Stamp.Earliest()), max(r.latest, e.Stamp.Latest())
-	var ev *record.Event
-	if e.Kind == record.KindEvent {
-		if ev, err = record.ParseEvent(e.Body); err != nil {
-			r.opaque = true
-			return terms
-		}
-		r.severity = max(r.severity, uint8(ev.Severity))
-	}
-	return appendTerms(terms, e, ev)
 }
 
 // newRow is the row of no entries.

@@ -6,13 +6,16 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"bulla/api"
+	"bulla/record"
 )
 
 // quiet is progress that nobody sees.
@@ -259,4 +262,76 @@ func TestSearchEndsEarly(t *testing.T) {
 	}); !errors.Is(err, enough) || seen != 3 {
 		t.Errorf("%v after %d", err, seen)
 	}
+}
+
+// An index knows of an event what the event itself says, whatever is in it that looks like something else.
+func TestTermsAreOfTheEvent(t *testing.T) {
+	t.Parallel()
+	for _, body := range []string{
+		`{"actor":{"id":"a\"},{","name":"\\","on_behalf_of":"é😀","type":"t"},"data":{"session_id":"no","x":[{"actor":{"id":"no"}},"}]\\",1,true]},"outcome":"success","session_id":"s\n\u0001","src":{"ip":"2001:db8::7","port":1},"target":{"id":"\"","type":"no"},"type":"a.b.c"}`,
+		`{"data":{},"severity":24,"src":{"port":0},"stream":{"id":"type","n":0},"target":{"type":"no"},"transaction_id":",\":","type":"x"}`,
+		`{"actor":{"type":"only"},"data":{"a":[[],{}]},"src":{"ip":"192.0.2.7"},"trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","type":"y-z.w"}`,
+	} {
+		e := &record.Entry{Index: 1, Kind: record.KindEvent, Log: "l", Prev: record.Hash{1}, Producer: &record.Producer{UID: 7, Unit: "u"}, Body: []byte(body)}
+		raw, err := e.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := newRow()
+		got := r.add(raw, nil)
+		ev, err := record.ParseEvent(e.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := wantedTerms(e, ev)
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) || int(r.severity) != ev.Severity || r.opaque || r.kinds != kindBit(record.KindEvent) {
+			t.Errorf("%s: terms %x, want %x; %+v", body, got, want, r)
+		}
+	}
+	r := newRow()
+	if terms := r.add([]byte(`{"body":{}}`), nil); len(terms) != 0 || !r.opaque || !r.may(queryOf(t, "kind=seal&severity=24&until=1970-01-01")) {
+		t.Errorf("a bundle with an entry that cannot be read is left out: %+v", r)
+	}
+}
+
+// wantedTerms are an entry's terms by the parser that the rest of the program uses.
+func wantedTerms(e *record.Entry, ev *record.Event) (out []uint64) {
+	add := func(field byte, values ...string) {
+		for _, v := range values {
+			if v != "" {
+				out = append(out, termOf(field, v))
+			}
+		}
+	}
+	add(termUID, fmt.Sprint(e.Producer.UID))
+	add(termUnit, e.Producer.Unit)
+	if ev.Actor != nil {
+		add(termActor, ev.Actor.ID, ev.Actor.Name, ev.Actor.OnBehalfOf)
+	}
+	if ev.Target != nil {
+		add(termTarget, ev.Target.ID)
+	}
+	if ev.Src != nil && ev.Src.IP != "" {
+		addr := netip.MustParseAddr(ev.Src.IP)
+		for _, bits := range networks[addr.Is4()] {
+			p, err := addr.Prefix(bits)
+			if err != nil {
+				panic(err)
+			}
+			add(termNet, p.String())
+		}
+	}
+	add(termSession, ev.SessionID)
+	add(termTransaction, ev.TransactionID)
+	add(termTrace, ev.TraceID)
+	add(termOutcome, ev.Outcome)
+	add(termType, ev.Type)
+	for i := range ev.Type {
+		if ev.Type[i] == '.' {
+			add(termBelow, ev.Type[:i+1])
+		}
+	}
+	return out
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"bulla/record"
@@ -86,11 +87,18 @@ type indexBuild struct {
 	stored   []record.Hash
 	postings []posting
 	spare    []posting // of the sort
+	buffers  sync.Pool // of bundles' bytes
 }
 
 // read makes a bundle's row and terms.
 func (b *indexBuild) read(ctx context.Context, a *archive, l *look) {
-	entries, _, err := a.bundle(ctx, l.n, nil)
+	buf, ok := b.buffers.Get().(*[]byte)
+	if !ok {
+		buf = new([]byte)
+	}
+	entries, used, err := a.bundle(ctx, l.n, *buf)
+	*buf = used
+	defer b.buffers.Put(buf)
 	if errors.Is(err, errDamaged) {
 		err = fmt.Errorf("%w: %w", errNotTheLog, err)
 	}
