@@ -39,6 +39,7 @@ type appliance struct {
 
 	selfCheck *ledger.SelfCheck
 	witnesses *witnesses
+	tsa       *server.TSA // nil without [tsa]
 	config    record.Hash // of the configuration file
 }
 
@@ -89,6 +90,9 @@ func (a *appliance) open(ctx context.Context, path string) (err error) {
 		return err
 	}
 	if err := a.openMonitor(); err != nil {
+		return err
+	}
+	if err := a.openTSA(ctx); err != nil {
 		return err
 	}
 	return a.openSealer(ctx)

@@ -66,15 +66,20 @@ func check(ctx context.Context, cfg *Config, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, d.Close()) }()
 	c.tokens(ctx, d, cfg)
 	c.tpm(ctx, d)
+	c.tsa(ctx, d, cfg)
 	c.time(ctx, cfg)
 	c.disks(cfg)
 	return errors.Join(c.failed...)
 }
 
-// tokens tries every token that a log's key is in.
+// tokens tries every token that a log's key, or that of time-stamps, is in.
 func (c *commissioning) tokens(ctx context.Context, d *devices, cfg *Config) {
 	var done []string
-	for _, l := range cfg.Logs {
+	all := slices.Clone(cfg.Logs)
+	if cfg.TSA != nil {
+		all = append(all, LogConfig{Name: cfg.TSA.Log, Key: cfg.TSA.Key})
+	}
+	for _, l := range all {
 		for _, uri := range []string{l.Key, l.Interop} {
 			if !strings.HasPrefix(uri, "pkcs11:") {
 				continue

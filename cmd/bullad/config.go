@@ -24,6 +24,7 @@ type Config struct {
 
 	SelfCheck SelfCheckConfig `toml:"selfcheck"`
 	Witnesses []WitnessConfig `toml:"witness"`
+	TSA       *TSAConfig      `toml:"tsa,omitempty"` // absent: no time-stamps
 }
 
 // SocketsConfig says where sign.sock and http.sock lie.
@@ -154,6 +155,9 @@ func (c *Config) validate() error {
 		if !filepath.IsAbs(l.File) {
 			return fmt.Errorf("%s.file: %q must be an absolute path", where, l.File)
 		}
+	}
+	if err := c.validateTSA(); err != nil {
+		return err
 	}
 	return c.validateWitnesses()
 }

@@ -26,8 +26,9 @@ func devCommand() *cobra.Command {
 		Use:   "dev --dir DIR",
 		Short: "Run a complete throwaway appliance in the foreground",
 		Long: `Run a complete appliance for trying things: a SoftHSM token, a software TPM with EK certificate, NTP servers on loopback, three officers
-with SSH keys, and one log. DIR is made if it does not exist, and reopened if it does. It prints "ready" when it serves DIR/sign.sock and
-DIR/http.sock; Ctrl-C ends it and its children. It protects nothing: all its devices are files.`,
+with SSH keys, a time-stamping authority (its CA's certificate: DIR/tsa-ca.pem), and one log. DIR is made if it does not exist, and
+reopened if it does. It prints "ready" when it serves DIR/sign.sock and DIR/http.sock; Ctrl-C ends it and its children. It protects
+nothing: all its devices are files.`,
 		Example: "  bullad dev --dir dev",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -80,6 +81,9 @@ func dev(ctx context.Context, dir string, tpmKey bool, out io.Writer) (err error
 	}
 	cfg, err := loadConfig(t.path("bullad.toml"))
 	if err != nil {
+		return err
+	}
+	if err := t.certify(ctx, cfg); err != nil {
 		return err
 	}
 	if _, err := os.Stat(cfg.Logs[0].File); errors.Is(err, fs.ErrNotExist) {
@@ -165,6 +169,7 @@ func (t *throwaway) configure(tpmKey, fresh bool) error {
 		Sockets: SocketsConfig{Directory: t.dir},
 		TPM:     TPMConfig{Device: t.tpm.Address(), Roots: t.tpm.Roots()},
 		Logs:    []LogConfig{{Name: devName, Origin: devOrigin, File: t.path("dev.db"), Key: key}},
+		TSA:     t.tsaConfig(),
 	}
 	if !strings.HasPrefix(key, "tpm:") {
 		cfg.Logs[0].Interop = t.hsm.URI("dev", "log-ed25519")

@@ -165,7 +165,7 @@ func (a *appliance) openSealer(ctx context.Context) error {
 func (a *appliance) serverConfig(ready func()) server.Config {
 	c := server.Config{
 		Directory: a.cfg.Sockets.Directory, GID: a.cfg.Sockets.GID, Log: a.log, Ready: ready, Now: a.clock.Now,
-		Status: a.machineStatus, Gauges: a.gauges, Cosigned: a.witnesses.cosigned,
+		Status: a.machineStatus, Gauges: a.gauges, Cosigned: a.witnesses.cosigned, TSA: a.tsa,
 	}
 	for _, l := range a.logs {
 		c.Logs = append(c.Logs, server.Log{Name: l.Name, Ledger: l.Ledger})
