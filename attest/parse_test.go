@@ -150,6 +150,33 @@ func FuzzParseSeal(f *testing.F) {
 	})
 }
 
+// FuzzParseRecovery: what is accepted has one encoding, and replay goes on from it as it says.
+func FuzzParseRecovery(f *testing.F) {
+	t := new(testing.T)
+	m := newMachine(t)
+	e := m.enrolment()
+	f.Add(m.recovery(0, record.Hash{}))
+	f.Add(m.recovery(3, record.Hash{1}))
+	f.Add([]byte(`{"clock":"1","counter":"1","pcr":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","resets":0,"restarts":0,"safe":false,"seal":0}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		x, err := attest.ParseRecovery(b)
+		if err == nil {
+			if again, err := x.Encode(); err != nil || !bytes.Equal(again, b) {
+				t.Errorf("accepted %s, which is encoded as %s: %v", b, again, err)
+			}
+		}
+		r, rerr := attest.NewReplay(e, origin, m.head)
+		if rerr != nil {
+			t.Fatal(rerr)
+		}
+		if found := r.Recover(b); (len(found) == 0) != (err == nil) {
+			t.Errorf("%s: findings %v, error %v", b, found, err)
+		} else if _, n := r.Sealed(); err == nil && n != x.Seal {
+			t.Errorf("replay goes on behind seal %d, not %d", n, x.Seal)
+		}
+	})
+}
+
 // FuzzReplay feeds a seal whose statement and attestations are the fuzzer's: it is refused with a finding, never accepted.
 func FuzzReplay(f *testing.F) {
 	t := new(testing.T)

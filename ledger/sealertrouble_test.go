@@ -112,6 +112,9 @@ func (d *daemon) alarms(t *testing.T, code record.Code) (events []string) {
 func TestUnsealed(t *testing.T) {
 	t.Parallel()
 	p := newPlant(t, origin)
+	if p.policy.Unsealed != int64(10*time.Minute) {
+		t.Errorf("by default events are refused after %v", time.Duration(p.policy.Unsealed))
+	}
 	p.policy.Interval, p.policy.Unsealed = int64(10*time.Millisecond), int64(700*time.Millisecond)
 	broken := &brokenTPM{}
 	r := p.run(t, func(device attest.TPM) attest.TPM { broken.TPM = device; return broken })
