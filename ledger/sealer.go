@@ -232,11 +232,19 @@ func (s *Sealer) rolledBack(ctx context.Context) error {
 	s.statusMu.Lock()
 	s.status.Rollback = why
 	s.statusMu.Unlock()
-	if err := s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(why)}); err != nil {
+	for {
+		err := s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(why)})
+		if err == nil {
+			<-ctx.Done()
+			return nil
+		}
 		s.note(err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(sayTime): // the alarm must be in the log once it can be
+		}
 	}
-	<-ctx.Done()
-	return nil
 }
 
 // due says why a seal is due, or nothing.
