@@ -88,8 +88,26 @@ type Enrolment struct {
 	Model          string      `json:"model"`
 	PCR            int         `json:"pcr"`               // the seal PCR
 	Previous       record.Hash `json:"previous,omitzero"` // SHA-256 of the quote of seal number Seal; absent with none
-	Seal           uint64      `json:"seal"`              // number of the machine's last seal before this log; 0: none
+	Protection     *Protection `json:"protection,omitempty"`
+	Seal           uint64      `json:"seal"` // number of the machine's last seal before this log; 0: none
 }
+
+// Protection says who can change the TPM itself, as it was when the log was made and as the TPM said.
+type Protection struct {
+	Clear       string `json:"clear"`       // TPM2_Clear by who has the lockout authorisation
+	Endorsement string `json:"endorsement"` // open: the daemon needs it, unattended, for endorsement keys
+	Lockout     string `json:"lockout"`
+	Owner       string `json:"owner"`    // who can remove the attestation key and the counter, and define it anew above its value
+	Platform    string `json:"platform"` // firmware's; who has it can do all of it, and allow TPM2_Clear again
+}
+
+// What Protection says of each.
+const (
+	AccessOpen     = "open"     // to every program that may use the TPM
+	AccessClosed   = "closed"   // to everybody
+	AccessOfficers = "officers" // closed by an authorisation that officers were given
+	AccessOthers   = "others"   // closed by an authorisation that was there before, and that officers were not given
+)
 
 // Counter is the machine's NV counter.
 type Counter struct {

@@ -145,28 +145,39 @@ func (b bus) withEK(at tpm2.TPMHandle, template tpm2.TPMTPublic, use func(tpm2.N
 	return err
 }
 
+// withPinned runs use with the endorsement key that has this TPMT_PUBLIC. The error wraps ErrOtherMachine if the TPM has another one.
+func (b bus) withPinned(ek []byte, use func(tpm2.NamedHandle, *tpm2.TPMTPublic) error) error {
+	pinned, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek)
+	if err != nil {
+		return fmt.Errorf("the enrolled endorsement key: %w", err)
+	}
+	for _, k := range endorsements {
+		if k.template.NameAlg != pinned.NameAlg || k.template.Type != pinned.Type || k.template.ObjectAttributes != pinned.ObjectAttributes {
+			continue
+		}
+		return b.withEK(k.key, k.template, func(key tpm2.NamedHandle, p *tpm2.TPMTPublic) error {
+			if !bytes.Equal(tpm2.Marshal(p), ek) {
+				return fmt.Errorf("%w: its endorsement key is another", ErrOtherMachine)
+			}
+			return use(key, p)
+		})
+	}
+	return errors.New("the enrolled endorsement key is of no known template")
+}
+
 // ActivateCredential opens a credential that an auditor made for the enrolled attestation key and the endorsement key beside it. That
 // it can be opened proves that one TPM holds both (TPM2_ActivateCredential; Part 1, section 24). If this TPM cannot open it, for it is
 // another or the credential is for other keys, the error wraps attest.ErrNotOpened.
 func (m *Machine) ActivateCredential(ctx context.Context, e *attest.Enrolment, c attest.Credential) (secret []byte, err error) {
-	ek, err := tpm2.Unmarshal[tpm2.TPMTPublic](e.EK)
-	if err != nil {
-		return nil, fmt.Errorf("activating a credential: the enrolled endorsement key: %w", err)
-	}
 	err = m.t.do(ctx, func(b bus) error {
-		for _, k := range endorsements {
-			if k.template.NameAlg != ek.NameAlg || k.template.Type != ek.Type || k.template.ObjectAttributes != ek.ObjectAttributes {
-				continue
-			}
-			return b.withEK(k.key, k.template, func(key tpm2.NamedHandle, p *tpm2.TPMTPublic) error {
-				if !bytes.Equal(tpm2.Marshal(p), e.EK) {
-					return fmt.Errorf("%w: %w: its endorsement key is another", attest.ErrNotOpened, ErrOtherMachine)
-				}
-				secret, err = m.activate(b, key, p, c)
-				return err
-			})
+		err := b.withPinned(e.EK, func(key tpm2.NamedHandle, public *tpm2.TPMTPublic) error {
+			secret, err = m.activate(b, key, public, c)
+			return err
+		})
+		if errors.Is(err, ErrOtherMachine) {
+			return fmt.Errorf("%w: %w", attest.ErrNotOpened, err)
 		}
-		return errors.New("the enrolled endorsement key is of no known template")
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("activating a credential: %w", err)

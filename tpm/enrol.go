@@ -130,7 +130,7 @@ func signingTemplate(restricted bool) tpm2.TPMTPublic {
 // createCounter defines the machine's counter and moves it once, without which it has no value. Its Name changes with that.
 func (b bus) createCounter(index tpm2.TPMHandle) (*attest.Counter, error) {
 	_, err := tpm2.NVDefineSpace{
-		AuthHandle: tpm2.TPMRHOwner,
+		AuthHandle: b.owner(),
 		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
 			NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: 8,
 			Attributes: tpm2.TPMANV{NT: tpm2.TPMNTCounter, AuthRead: true, AuthWrite: true, OwnerRead: true, NoDA: true},
@@ -166,7 +166,7 @@ func (b bus) startCounter(index tpm2.TPMHandle) (*attest.Counter, error) {
 
 // evict removes a persistent object that was just made.
 func (b bus) evict(object tpm2.NamedHandle) error {
-	_, err := tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: &object, PersistentHandle: object.Handle}.Execute(b)
+	_, err := tpm2.EvictControl{Auth: b.owner(), ObjectHandle: &object, PersistentHandle: object.Handle}.Execute(b)
 	if err != nil {
 		return fmt.Errorf("removing 0x%08X again (tpm2_evictcontrol -c 0x%08X does it): %w", uint32(object.Handle), uint32(object.Handle), err)
 	}
@@ -177,7 +177,7 @@ func (b bus) evict(object tpm2.NamedHandle) error {
 func (b bus) undefine(index tpm2.TPMHandle) error {
 	named, err := b.nvName(index)
 	if err == nil {
-		_, err = tpm2.NVUndefineSpace{AuthHandle: tpm2.TPMRHOwner, NVIndex: named}.Execute(b)
+		_, err = tpm2.NVUndefineSpace{AuthHandle: b.owner(), NVIndex: named}.Execute(b)
 	}
 	if err != nil {
 		return fmt.Errorf("removing 0x%08X again (tpm2_nvundefine 0x%08X does it): %w", uint32(index), uint32(index), err)

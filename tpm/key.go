@@ -113,7 +113,7 @@ func (b bus) storageRoot() (tpm2.NamedHandle, error) {
 	if !absent(err) {
 		return tpm2.NamedHandle{}, fmt.Errorf("TPM2_ReadPublic of the storage root key: %w", err)
 	}
-	created, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(b)
+	created, err := tpm2.CreatePrimary{PrimaryHandle: b.owner(), InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(b)
 	if err != nil {
 		return tpm2.NamedHandle{}, fmt.Errorf("TPM2_CreatePrimary of the storage root key: %w", err)
 	}

@@ -1,4 +1,4 @@
-// Package tpm talks to a TPM 2.0: quotes, a counter, signing keys. It satisfies attest.TPM for an enrolled machine, and its keys are
+// Package tpm talks to a TPM 2.0: quotes, a counter, signing keys, sealed secrets. It satisfies attest.TPM for an enrolled machine, and its keys are
 // crypto.Signers.
 //
 //	transport.go device.go   commands and responses
@@ -6,6 +6,8 @@
 //	enrol.go ek.go           making a machine's attestation key and counter; endorsement keys and their certificates
 //	machine.go               an enrolled machine
 //	key.go                   keys that sign logs
+//	secret.go policy.go      secrets sealed to approved PCR values
+//	auth.go                  the authorisation of its hierarchies
 //
 // The transport is our own because a TPM hangs, restarts and loses answers: every command has a deadline, a broken connection is
 // made anew for the next command, the TPM's "try again" codes are waited out, and a command whose answer was lost is reported as
@@ -36,8 +38,9 @@ type Config struct {
 
 // TPM is an open TPM. Its methods may be used concurrently; the TPM executes one operation at a time.
 type TPM struct {
-	conn *conn
-	busy chan struct{} // holds one element while an operation is under way
+	conn  *conn
+	busy  chan struct{} // holds one element while an operation is under way
+	owner []byte        // the owner's authorisation, for operations that need it; see UseOwner
 }
 
 // Open opens a TPM and makes sure that it answers. On one without a resource manager it flushes what an earlier process left loaded,
@@ -67,8 +70,9 @@ func (t *TPM) Close() error {
 
 // bus is the TPM for the time of one operation, which has it to itself. It is a go-tpm transport, which is why it holds the context.
 type bus struct {
-	ctx context.Context
-	c   *conn
+	ctx  context.Context
+	c    *conn
+	auth []byte // the owner's authorisation
 }
 
 var _ transport.TPM = bus{}
@@ -84,7 +88,7 @@ func (t *TPM) do(ctx context.Context, operation func(b bus) error) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: waiting for another operation: %w", ErrUnavailable, ctx.Err())
 	}
-	return operation(bus{ctx, t.conn})
+	return operation(bus{ctx, t.conn, t.owner})
 }
 
 // outcome is the error of a command that changes something: unless the TPM refused it, or it never left, it may have been executed.
@@ -262,7 +266,7 @@ func selected(selection []int) (tpm2.TPMLPCRSelection, error) {
 
 // persist makes a loaded object permanent.
 func (b bus) persist(object tpm2.NamedHandle, at tpm2.TPMHandle) error {
-	_, err := tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: &object, PersistentHandle: at}.Execute(b)
+	_, err := tpm2.EvictControl{Auth: b.owner(), ObjectHandle: &object, PersistentHandle: at}.Execute(b)
 	if err != nil {
 		return fmt.Errorf("TPM2_EvictControl 0x%08X: %w", uint32(at), outcome(err))
 	}
