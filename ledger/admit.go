@@ -45,6 +45,9 @@ func (l *Ledger) unfit(stamp clock.Stamp) error {
 	if r := l.hold.Load(); r != nil {
 		return r
 	}
+	if err := l.tip.state.Ready(); err != nil {
+		return &Refusal{Code: record.CodeForbidden, Message: err.Error(), Err: err}
+	}
 	if err := l.tip.state.Policy.Clock.Allows(stamp); err != nil {
 		return &Refusal{Code: record.CodeClock, Message: err.Error(), RetryAfter: time.Second, Err: err}
 	}
