@@ -205,12 +205,15 @@ func TestIndexOfChangedEvidence(t *testing.T) {
 	if len(got) != 9 || len(s.damaged) != 1 || s.damaged[0].Entry != 256 || !strings.Contains(s.damaged[0].Why, "from 256 on are not those") {
 		t.Errorf("found %v, damaged %v", got, s.damaged)
 	}
+	if got, s = found(t, a, nil, queryOf(t, "session=s-30")); len(got) != 9 || len(s.damaged) != 1 || !strings.Contains(s.damaged[0].Why, "do not lead to the root") {
+		t.Errorf("without an index: found %v, damaged %v", got, s.damaged)
+	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range []*index{nil, x} {
 		got, s = found(t, a, x, queryOf(t, "session=s-30"))
-		if len(got) != 0 || len(s.damaged) != 1 || !strings.Contains(s.damaged[0].Why, "tile/entries/001 is missing") {
+		if len(got) != 0 || len(s.damaged) == 0 || !strings.Contains(s.damaged[0].Why, "tile/entries/001 is missing") {
 			t.Errorf("found %v, damaged %v", got, s.damaged)
 		}
 	}

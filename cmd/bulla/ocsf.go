@@ -80,7 +80,6 @@ type ocsfEvent struct {
 	Actor        *ocsfActor       `json:"actor,omitempty"`
 	CategoryUID  int              `json:"category_uid"`
 	ClassUID     int              `json:"class_uid"`
-	EndTime      *int64           `json:"end_time,omitempty"` // ms: the latest that it may have been received
 	Enrichments  []ocsfEnrichment `json:"enrichments,omitempty"`
 	Metadata     ocsfMetadata     `json:"metadata"`
 	RawData      string           `json:"raw_data"`
@@ -88,7 +87,6 @@ type ocsfEvent struct {
 	Resources    []ocsfResource   `json:"resources,omitempty"`
 	SeverityID   int              `json:"severity_id"`
 	SrcEndpoint  *ocsfEndpoint    `json:"src_endpoint,omitempty"`
-	StartTime    *int64           `json:"start_time,omitempty"` // ms: the earliest
 	StatusID     *int             `json:"status_id,omitempty"`
 	Time         int64            `json:"time"` // ms: the producer's, otherwise when it was received
 	TypeUID      int64            `json:"type_uid"`
@@ -172,10 +170,6 @@ func (h *hit) ocsf(classes ocsfClasses) (*ocsfEvent, error) {
 		RawDataHash: ocsfFingerprint{Algorithm: "RFC 6962 leaf hash: SHA-256 of a zero byte and raw_data", AlgorithmID: 99, Value: hex.EncodeToString(leaf[:])},
 		Metadata:    ocsfMetadata{LogName: h.entry.Log, LoggedTime: received, Product: ocsfProduct{Name: "bulla"}, Sequence: h.entry.Index, Version: ocsfVersion},
 	}
-	if earliest, latest, ok := h.bounds(); ok {
-		from, to := milliseconds(earliest), milliseconds(latest)+1
-		o.StartTime, o.EndTime = &from, &to
-	}
 	o.enrich(h)
 	if h.event == nil {
 		o.Unmapped = json.RawMessage(h.entry.Body)
@@ -224,7 +218,7 @@ func (o *ocsfEvent) event(ev *record.Event, classes ocsfClasses) error {
 		o.StatusID = &id
 	}
 	if ev.TraceID != "" || ev.SpanID != "" {
-		o.Enrichments = append(o.Enrichments, ocsfEnrichment{Name: "metadata.uid", Value: ev.TraceID, Data: map[string]string{"trace_id": ev.TraceID, "span_id": ev.SpanID}})
+		o.Enrichments = append(o.Enrichments, ocsfEnrichment{Name: "metadata.correlation_uid", Value: ev.TraceID, Data: map[string]string{"trace_id": ev.TraceID, "span_id": ev.SpanID}})
 	}
 	return nil
 }
@@ -233,8 +227,9 @@ func (o *ocsfEvent) event(ev *record.Event, classes ocsfClasses) error {
 func (o *ocsfEvent) enrich(h *hit) {
 	s := h.entry.Stamp
 	quality := map[string]any{"state": s.State.String(), "epoch": s.Epoch}
-	if s.HasEstimate {
+	if d := h.document(nil); s.HasEstimate {
 		quality["offset"], quality["bound"], quality["round"] = s.Offset, s.Bound, s.Round
+		quality["earliest"], quality["latest"] = d.Earliest, d.Latest
 	}
 	o.Enrichments = append(o.Enrichments, ocsfEnrichment{Name: "metadata.logged_time", Value: h.utc(), Data: quality})
 	if p := h.entry.Producer; p != nil {

@@ -116,7 +116,7 @@ type look struct {
 	hits   []*hit
 	faults []fault
 	err    error    // of reading; the search ends
-	row    row      // for an index
+	row    row      // of it, the root; the rest for an index
 	terms  []uint64 // for an index
 }
 
@@ -212,12 +212,15 @@ type search struct {
 	damaged  []fault
 	more     uint64 // damage that is not listed
 	buffers  sync.Pool
+	tree     record.Tree // over the bundles, where all are read
+	stored   []record.Hash
 }
 
 // maxFaults bounds the damage that is listed.
 const maxFaults = 100
 
-// run calls f with every hit, in the order of the log.
+// run calls f with every hit, in the order of the log. When it returns without an error and without damage, what it found is all that
+// there is in the log of which the checkpoint states the root.
 func (s *search) run(ctx context.Context, f func(*hit) error) error {
 	numbers := s.a.all
 	if s.index != nil {
@@ -234,14 +237,12 @@ func (s *search) run(ctx context.Context, f func(*hit) error) error {
 		}
 	}
 	work := func(l *look) { s.look(ctx, l) }
-	return s.a.eachBundle(ctx, numbers, work, func(l *look) error {
+	s.tree = record.Tree{}
+	err := s.a.eachBundle(ctx, numbers, work, func(l *look) error {
 		for _, d := range l.faults {
-			if len(s.damaged) >= maxFaults {
-				s.more++
-				continue
-			}
-			s.damaged = append(s.damaged, d)
+			s.damage(d)
 		}
+		s.stored = s.tree.Append(s.stored[:0], l.row.root)
 		for _, h := range l.hits {
 			if err := f(h); err != nil {
 				return err
@@ -251,6 +252,19 @@ func (s *search) run(ctx context.Context, f func(*hit) error) error {
 		s.progress.show(l.n*record.TileWidth, s.a.head.Size)
 		return nil
 	})
+	if err == nil && s.index == nil && s.a.head.Size > 0 && s.tree.Root() != s.a.head.Root {
+		s.damage(fault{0, fmt.Sprintf("%v, so that some may have been changed: %v", errNotTheLog, errDamaged)})
+	}
+	return err
+}
+
+// damage notes what could not be searched.
+func (s *search) damage(f fault) {
+	if len(s.damaged) >= maxFaults {
+		s.more++
+		return
+	}
+	s.damaged = append(s.damaged, f)
 }
 
 // look finds what meets the query in one bundle.
@@ -270,7 +284,7 @@ func (s *search) look(ctx context.Context, l *look) {
 		l.err = err
 		return
 	}
-	if s.index != nil && bundleRoot(entries) != s.index.root(l.n) {
+	if l.row.root = bundleRoot(entries); s.index != nil && l.row.root != s.index.root(l.n) {
 		l.faults = append(l.faults, fault{first, fmt.Sprintf("the entries from %d on are not those that the checkpoint's root is over: bulla verify says more", first)})
 	}
 	for i, raw := range entries {

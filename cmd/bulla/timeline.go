@@ -112,20 +112,20 @@ func (t *timeline) next() (*place, order, error) {
 	t.lanes[first].ahead = t.lanes[first].ahead[1:]
 
 	before, others := int64(math.MinInt64), int64(math.MaxInt64) // latest of other logs' placed, earliest of their next
-	known := true
+	known, more := true, false
 	for i := range t.lanes {
 		if i == first {
 			continue
 		}
 		before = max(before, t.until[i])
 		if heads[i] != nil {
-			others = min(others, heads[i].earliest)
+			more, others = true, min(others, heads[i].earliest)
 			known = known && p.latest < heads[i].earliest
 		}
 	}
 	after := before == math.MinInt64 || before < p.earliest
 	// A group ends when nothing placed so far may be as late as anything of another log that comes.
-	if t.group == 0 || after && t.until[first] < others {
+	if t.group == 0 || after && (!more || t.until[first] < others) {
 		t.group++
 	}
 	t.until[first] = max(t.until[first], p.latest)
