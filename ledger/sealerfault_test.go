@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -37,6 +38,9 @@ func TestSealFaults(t *testing.T) {
 			}
 			for at := range steps {
 				for _, executed := range []bool{false, true} {
+					if executed && slices.Contains([]string{"Counter", "Clock", "PCR"}, steps[at]) {
+						continue // what only reads leaves nothing behind
+					}
 					name := fmt.Sprintf("step %d %s%s%s", at, steps[at], pick(executed, " not executed", " executed"), then.name)
 					before := p.copy(t)
 					p.dying(t, &death{at: at + 1, executed: executed})
