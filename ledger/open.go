@@ -115,7 +115,7 @@ func (l *Ledger) load() error {
 
 // governance folds the entries that govern; the others only count.
 func (l *Ledger) governance(size uint64) (ceremony.State, error) {
-	var state ceremony.State
+	state := ceremony.State{Root: l.root}
 	var indices []uint64
 	for _, kind := range []record.Kind{record.KindGenesis, record.KindProposal, record.KindApproval, record.KindEnactment} {
 		if err := l.store.Marks(kind, 0, func(i uint64) bool { indices = append(indices, i); return true }); err != nil {
@@ -143,6 +143,15 @@ func (l *Ledger) governance(size uint64) (ceremony.State, error) {
 		return state, fmt.Errorf("%w: its genesis is missing or for %q", ErrInconsistent, state.Policy.Origin)
 	}
 	return state.Skip(size - state.Next), nil
+}
+
+// root is that of the stored log's tree over its first size entries.
+func (l *Ledger) root(size uint64) (record.Hash, error) {
+	h, err := l.headAt(size)
+	if err != nil {
+		return record.Hash{}, err
+	}
+	return h.tree.Root(), nil
 }
 
 // keys sets the signers and the verifiers that belong to them, after checking that the devices' keys are the governed ones.

@@ -145,6 +145,11 @@ const envelope = 512
 
 // fold applies an entry to the governed state; most kinds only count.
 func fold(s *ceremony.State, kind record.Kind, entry []byte, leaf record.Hash) error {
+	if kind == record.KindEvent {
+		if err := s.Ready(); err != nil {
+			return err
+		}
+	}
 	if !ceremony.Governs(kind) {
 		*s = s.Skip(1)
 		return nil

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -46,10 +47,13 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 	}
 	f.state = f.state.Skip(e.Index - f.state.Next)
 	if ceremony.Governs(e.Kind) {
-		f.govern(e, leaf)
+		if err := f.govern(ctx, e, leaf); err != nil {
+			return err
+		}
 	}
 	f.time(e)
 	if e.Kind == record.KindEvent && e.Producer != nil {
+		f.ready(e)
 		f.role(e)
 	}
 	switch e.Kind {
@@ -95,18 +99,36 @@ func (f *fold) time(e *record.Entry) {
 	}
 }
 
+// errNoRoot says that a root cannot be computed, for want of hashes.
+var errNoRoot = errors.New("the root is not known")
+
 // govern applies an entry that takes part in governance.
-func (f *fold) govern(e *record.Entry, leaf record.Hash) {
+func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) error {
+	var lookup error
+	f.state.Root = func(size uint64) (root record.Hash, err error) {
+		root, ok, err := f.r.rootAt(ctx, size)
+		if err == nil && !ok {
+			err = errNoRoot
+		}
+		lookup = err
+		return root, err
+	}
 	next, err := f.state.Apply(e, leaf)
 	switch {
 	case err == nil:
 		f.state = next
+	case errors.Is(lookup, errNoRoot): // whether it is permitted is not known, nor what follows from it
+		f.r.miss(fmt.Sprintf("the head that entry %d names cannot be computed", e.Index), ClaimGovernance)
+		f.stopped = true
+		return nil
+	case lookup != nil:
+		return lookup
 	case e.Index == 0:
 		f.r.find(Finding{Rule: "genesis.format", Index: at(0), Expected: "a genesis", Found: fmt.Sprintf("%.300s", err.Error())})
-		return
+		return nil
 	default:
 		f.r.find(Finding{Rule: "governance.unauthorised", Index: at(e.Index), Expected: "an entry that the state of governance permits", Found: fmt.Sprintf("%.300s", err.Error())})
-		return
+		return nil
 	}
 	if e.Index == 0 {
 		f.known = true
@@ -115,6 +137,14 @@ func (f *fold) govern(e *record.Entry, leaf record.Hash) {
 		if want, ok := f.r.policy.genesis(e.Log); ok && want != leaf {
 			f.r.find(Finding{Rule: "genesis.fingerprint", Index: at(0), Expected: hex.EncodeToString(want[:]), Found: hex.EncodeToString(leaf[:])})
 		}
+	}
+	return nil
+}
+
+// ready checks that events were allowed: that enough officers had approved the genesis, and that the log was not closed.
+func (f *fold) ready(e *record.Entry) {
+	if err := f.state.Ready(); err != nil {
+		f.r.find(Finding{Rule: "governance.unauthorised", Index: at(e.Index), Expected: "no event in this state of governance", Found: fmt.Sprintf("%.300s", err.Error())})
 	}
 }
 
