@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"bulla/attest"
 )
@@ -67,8 +68,7 @@ func hierarchy(h tpm2.TPMHandle) tpm2.AuthHandle {
 
 // Protect closes the TPM to whoever has not a: where lockout and owner have no authorisation yet they get it, and TPM2_Clear is disabled
 // before. Values go to the TPM encrypted for the endorsement key, given as TPMT_PUBLIC. What was closed before stays as it is; repeating
-// it does no harm. The storage root key, which only the owner can
-// make, is made before if there is none.
+// it does no harm. The storage root key, which only the owner can make, is made before if there is none.
 func (t *TPM) Protect(ctx context.Context, ek []byte, a Auth) error {
 	if err := a.Check(); err != nil {
 		return fmt.Errorf("protecting the TPM: %w", err)
@@ -155,7 +155,7 @@ func refused(which string, err error) error {
 // setAuth sets the authorisation of a hierarchy that has none. The new one is encrypted; the old one, which is empty, authorises by
 // password, because the answer to a session would be keyed with the new one (Part 1, section 19.6.5).
 func (b bus) setAuth(ek []byte, h tpm2.TPMHandle, value string) error {
-	session, done, err := b.salted(ek)
+	session, done, err := b.salted(ek, tpm2.HMACSession, tpm2.AESEncryption(128, tpm2.EncryptIn))
 	if err != nil {
 		return err
 	}
@@ -166,17 +166,18 @@ func (b bus) setAuth(ek []byte, h tpm2.TPMHandle, value string) error {
 	return errors.Join(err, done())
 }
 
-// salted starts a session whose secret only the TPM with a pinned endorsement key can know, and whose first parameter is encrypted on
-// the way in. done ends it.
-func (b bus) salted(ek []byte) (session tpm2.Session, done func() error, err error) {
+// starter starts a session that done ends: tpm2.HMACSession or tpm2.PolicySession.
+type starter = func(transport.TPM, tpm2.TPMIAlgHash, int, ...tpm2.AuthOption) (session tpm2.Session, done func() error, err error)
+
+// salted starts a session whose secret only the TPM with a pinned endorsement key, given as TPMT_PUBLIC, can know besides us.
+func (b bus) salted(ek []byte, start starter, encryption tpm2.AuthOption) (session tpm2.Session, done func() error, err error) {
 	err = b.withPinned(ek, func(key tpm2.NamedHandle, public *tpm2.TPMTPublic) error {
-		session, done, err = tpm2.HMACSession(b, tpm2.TPMAlgSHA256, 16, tpm2.Salted(key.Handle, *public), tpm2.AESEncryption(128, tpm2.EncryptIn))
-		if err != nil {
+		if session, done, err = start(b, tpm2.TPMAlgSHA256, 16, tpm2.Salted(key.Handle, *public), encryption); err != nil {
 			return fmt.Errorf("TPM2_StartAuthSession: %w", err)
 		}
 		return nil
 	})
-	if err != nil && done != nil {
+	if err != nil && session != nil { // the endorsement key could not be flushed
 		err = errors.Join(err, done())
 	}
 	return session, done, err

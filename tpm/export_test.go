@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"github.com/google/go-tpm/tpm2"
@@ -100,4 +101,51 @@ func StoreChain(t *TPM, chain []byte) error {
 		}
 		return nil
 	})
+}
+
+// SealPlainly seals and unseals a secret as one does who does not care about the bus.
+func SealPlainly(t *TPM, secret []byte) error {
+	return t.do(context.Background(), func(b bus) error {
+		srk, err := b.storageRoot()
+		if err != nil {
+			return err
+		}
+		public := sealedTemplate(nil)
+		public.ObjectAttributes.UserWithAuth = true
+		created, err := tpm2.Create{
+			ParentHandle: authorised(srk), InPublic: tpm2.New2B(public),
+			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret})}},
+		}.Execute(b)
+		if err != nil {
+			return err
+		}
+		loaded, err := tpm2.Load{ParentHandle: authorised(srk), InPrivate: created.OutPrivate, InPublic: created.OutPublic}.Execute(b)
+		if err != nil {
+			return err
+		}
+		_, err = tpm2.Unseal{ItemHandle: authorised(tpm2.NamedHandle{Handle: loaded.ObjectHandle, Name: loaded.Name})}.Execute(b)
+		return errors.Join(err, flush(b, loaded.ObjectHandle))
+	})
+}
+
+// Lockouts is how many failed authorisations the TPM has counted.
+func Lockouts(t *TPM) (uint32, error) {
+	v := make([]uint32, 1)
+	err := t.do(context.Background(), func(b bus) error { return b.properties(tpm2.TPMPTLockoutCounter, v) })
+	return v[0], err
+}
+
+// Loaded is how many transient objects and sessions the TPM holds.
+func Loaded(t *TPM) (n int, err error) {
+	err = t.do(context.Background(), func(b bus) error {
+		for _, first := range []tpm2.TPMHandle{0x80000000, 0x02000000, 0x03000000} {
+			handles, err := handlesFrom(b, first)
+			if err != nil {
+				return err
+			}
+			n += len(handles)
+		}
+		return nil
+	})
+	return n, err
 }
