@@ -284,20 +284,13 @@ entry is in the log: bulla verify --receipt checks it, and so do other implement
 }
 
 func (t *tool) proof(ctx context.Context, a *appliance, index uint64, dir string) error {
-	b, err := a.do(ctx, http.MethodGet, fmt.Sprintf("%s/v1/entries/%d/proof", a.prefix, index), "application/json", nil)
+	r, err := a.receipt(ctx, index)
 	if err != nil {
 		return err
 	}
-	canonical, err := record.Canonicalize(b, record.MaxDepth)
+	canonical, err := r.MarshalJSON()
 	if err != nil {
-		return coded(exitUnavailable, fmt.Errorf("the appliance's receipt: %w", err))
-	}
-	r, err := record.ParseReceipt(canonical)
-	if err != nil {
-		return coded(exitUnavailable, fmt.Errorf("the appliance's receipt: %w", err))
-	}
-	if e, err := record.ParseEntry(r.Entry); err != nil || r.Index != index || checkReceipt(r, e.Body) != nil {
-		return coded(exitTampered, fmt.Errorf("the appliance's receipt does not prove entry %d", index))
+		return err
 	}
 	switch {
 	case dir != "":
@@ -311,4 +304,20 @@ func (t *tool) proof(ctx context.Context, a *appliance, index uint64, dir string
 		_, err = t.out.Write(r.TLogProof())
 	}
 	return err
+}
+
+// receipt fetches an entry's receipt and checks what can be checked without the log's key.
+func (a *appliance) receipt(ctx context.Context, index uint64) (record.Receipt, error) {
+	b, err := a.do(ctx, http.MethodGet, fmt.Sprintf("%s/v1/entries/%d/proof", a.prefix, index), "application/json", nil)
+	if err != nil {
+		return record.Receipt{}, err
+	}
+	var r record.Receipt
+	if err := r.UnmarshalJSON(b); err != nil {
+		return r, coded(exitUnavailable, fmt.Errorf("the appliance's receipt: %w", err))
+	}
+	if e, err := record.ParseEntry(r.Entry); err != nil || r.Index != index || checkReceipt(r, e.Body) != nil {
+		return r, coded(exitTampered, fmt.Errorf("the appliance's receipt does not prove entry %d", index))
+	}
+	return r, nil
 }

@@ -71,11 +71,11 @@ func (h *hit) who() string {
 	return fmt.Sprintf("uid=%d", h.entry.Producer.UID)
 }
 
-// what is what an entry is about, with what ties it to others.
+// what is what an entry is about, with what ties it to others. Canonical JSON escapes control characters; printable does the rest.
 func what(h *hit) string {
 	ev := h.event
 	if ev == nil {
-		return summary(h.entry)
+		return printable(string(h.entry.Body), 200)
 	}
 	parts := []string{ev.Type}
 	add := func(name, value string) {
