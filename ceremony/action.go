@@ -205,7 +205,7 @@ func (c *KeyGenerate) finish(s *State, _ *record.Entry, _ *Pending, outcome []by
 	if k.Algorithm != c.Algorithm || k.Purpose != c.Purpose {
 		return refuse(RuleOutcome, "a key of %s for %s, not of %s for %s", k.Algorithm, k.Purpose, c.Algorithm, c.Purpose)
 	}
-	if s.knows(k.Hash()) {
+	if s.find(k.Hash()) != nil {
 		return refuse(RuleOutcome, "the key %x is not new", sha256.Sum256(k.SPKI))
 	}
 	s.Generated = append(slices.Clone(s.Generated), k)

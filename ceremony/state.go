@@ -560,11 +560,16 @@ func (s *State) key(purpose string) *Key {
 	return nil
 }
 
-// knows reports whether the log has or had the key.
-func (s *State) knows(h record.Hash) bool {
-	is := func(k Key) bool { return k.Hash() == h }
-	return slices.ContainsFunc(s.Policy.Keys, is) || slices.ContainsFunc(s.Generated, is) ||
-		slices.ContainsFunc(s.Past, func(p PastKey) bool { return is(p.Key) })
+// find returns a key that the log has or had; nil: none.
+func (s *State) find(h record.Hash) *Key {
+	all := slices.Concat(s.Policy.Keys, s.Generated)
+	for _, k := range s.Past {
+		all = append(all, k.Key)
+	}
+	if i := slices.IndexFunc(all, func(k Key) bool { return k.Hash() == h }); i >= 0 {
+		return &all[i]
+	}
+	return nil
 }
 
 // VKeys are the verifier keys (C2SP signed-note) of every line that a checkpoint must carry in this state, the authoritative first.

@@ -71,10 +71,11 @@ var parsers = map[string]func(in []byte) ([]byte, error){
 }
 
 func TestVectors(t *testing.T) {
-	t.Parallel()
-	if *update {
+	if *update { // before the tests that read them
 		makeVectors(t)
+		makeMinutes(t)
 	}
+	t.Parallel()
 	paths, err := filepath.Glob(filepath.Join(vectorDir, "*.json"))
 	if err != nil {
 		t.Fatal(err)
