@@ -228,7 +228,6 @@ func (t *tool) searchExport(ctx context.Context, s *searchRun, path string) erro
 		on.index = nil
 		err = on.run(ctx, func(h *hit) error { return t.take(ctx, s, h) })
 	}
-	on.progress.clear()
 	s.summary.Looked, s.summary.Index, s.summary.Damaged, s.summary.Omitted = on.looked, on.index != nil, on.damaged, on.more
 	return err
 }
@@ -313,6 +312,7 @@ func (t *tool) searchAppliance(ctx context.Context, s *searchRun) error {
 			if err != nil || !ok || e.Log != a.log.Origin {
 				return coded(exitUnavailable, fmt.Errorf("the appliance's answer: an entry that was not asked for (%v)", err))
 			}
+			p.clear()
 			if err := t.take(ctx, s, newHit(nil, raw, e)); err != nil {
 				return err
 			}

@@ -244,6 +244,7 @@ func (s *search) run(ctx context.Context, f func(*hit) error) error {
 		}
 		s.stored = s.tree.Append(s.stored[:0], l.row.root)
 		for _, h := range l.hits {
+			s.progress.clear() // results may go to the same terminal
 			if err := f(h); err != nil {
 				return err
 			}
@@ -252,6 +253,7 @@ func (s *search) run(ctx context.Context, f func(*hit) error) error {
 		s.progress.show(l.n*record.TileWidth, s.a.head.Size)
 		return nil
 	})
+	s.progress.clear()
 	if err == nil && s.index == nil && s.a.head.Size > 0 && s.tree.Root() != s.a.head.Root {
 		s.damage(fault{0, fmt.Sprintf("%v, so that some may have been changed: %v", errNotTheLog, errDamaged)})
 	}

@@ -205,9 +205,6 @@ func (t *tool) timeline(ctx context.Context, r *timelineRun, paths []string) (er
 		line.until = append(line.until, math.MinInt64)
 	}
 	picture, err := t.merge(line, out, r)
-	for _, l := range line.lanes {
-		l.s.progress.clear()
-	}
 	if err != nil {
 		return err
 	}

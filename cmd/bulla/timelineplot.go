@@ -13,6 +13,7 @@ type drawn struct {
 	lane             int
 	index            uint64
 	at               int64 // UTC, ns
+	estimated        bool  // at is; otherwise it is the system's time
 	earliest, latest int64
 	ordered          bool
 	what             string
@@ -26,7 +27,7 @@ func drawnOf(p *place, o order) drawn {
 	if p.event != nil {
 		name = p.event.Type // parts of a-z, 0-9, _ and -: it needs no escapes
 	}
-	d := drawn{lane: p.lane, index: p.entry.Index, at: between(p.entry.Stamp.UTC()), earliest: p.earliest, latest: p.latest, ordered: o.Ordered, what: name}
+	d := drawn{lane: p.lane, index: p.entry.Index, at: between(p.entry.Stamp.UTC()), estimated: p.entry.Stamp.HasEstimate, earliest: p.earliest, latest: p.latest, ordered: o.Ordered, what: name}
 	if d.earliest != math.MinInt64 {
 		d.earliest = between(d.earliest)
 	}
@@ -58,18 +59,8 @@ func (t *tool) drawTimeline(path string, line *timeline, entries []drawn) error 
 }
 
 func timelineSVG(line *timeline, entries []drawn) []byte {
-	p := &picture{x0: math.MaxInt64, x1: math.MinInt64}
-	for _, e := range entries {
-		p.x0, p.x1 = min(p.x0, e.at), max(p.x1, e.at)
-		if e.earliest != math.MinInt64 && e.latest != math.MaxInt64 && e.latest-e.earliest < int64(time.Hour) { // what is wider is drawn to the edges
-			p.x0, p.x1 = min(p.x0, e.earliest), max(p.x1, e.latest)
-		}
-	}
-	if margin := (p.x1 - p.x0) / 50; margin > 0 {
-		p.x0, p.x1 = p.x0-margin, p.x1+margin
-	} else {
-		p.x0, p.x1 = p.x0-int64(time.Millisecond), p.x1+int64(time.Millisecond)
-	}
+	p := &picture{}
+	p.x0, p.x1 = timelineRange(entries)
 	floor := laneTop + laneHeight*float64(len(line.lanes))
 	height := floor + 64
 	p.f(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="12" fill="#222">`, plotWidth, height, plotWidth, height)
@@ -93,6 +84,27 @@ func timelineSVG(line *timeline, entries []drawn) []byte {
 	return p.Bytes()
 }
 
+// timelineRange is the time that is drawn: that of the estimates, and of intervals that are not wider than an hour.
+func timelineRange(entries []drawn) (x0, x1 int64) {
+	x0, x1 = math.MaxInt64, math.MinInt64
+	for _, e := range entries {
+		if !e.estimated {
+			continue
+		}
+		x0, x1 = min(x0, e.at), max(x1, e.at)
+		if e.latest-e.earliest < int64(time.Hour) {
+			x0, x1 = min(x0, e.earliest), max(x1, e.latest)
+		}
+	}
+	if x0 > x1 { // there are no estimates: what the system's clocks said
+		for _, e := range entries {
+			x0, x1 = min(x0, e.at), max(x1, e.at)
+		}
+	}
+	margin := max((x1-x0)/50, int64(time.Microsecond))
+	return x0 - margin, x1 + margin
+}
+
 // entry draws an interval, and within it the best estimate.
 func (p *picture) entry(e drawn) {
 	y := laneTop + laneHeight*float64(e.lane) + 22
@@ -108,8 +120,10 @@ func (p *picture) entry(e drawn) {
 		fill = `fill="url(#h)"`
 	}
 	p.f(`<g><rect x="%.2f" y="%.1f" width="%.2f" height="%.1f" %s/>`, min(x0, x1), y, max(math.Abs(x1-x0), 1), laneHeight-30, fill)
-	at := min(max(p.x(e.at), plotLeft), plotRight)
-	p.line(at, y-3, at, y+laneHeight-27, `stroke="#222" stroke-width="0.8"`)
+	if e.estimated {
+		at := p.x(e.at)
+		p.line(at, y-3, at, y+laneHeight-27, `stroke="#222" stroke-width="0.8"`)
+	}
 	p.f(`<title>entry %d: %s</title></g>`, e.index, e.what)
 }
 
