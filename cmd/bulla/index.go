@@ -68,6 +68,7 @@ const (
 	pageEntry    = 8 + 32 // of a directory
 	runPostings  = 2 << 20
 	maxManifest  = 1 << 20
+	maxIndexed   = 256 << 32 // entries of a log: bundles have numbers of 32 bits
 )
 
 // indexKinds are the kinds that a row tells apart; a kind that is not here has the last bit.
@@ -111,7 +112,7 @@ func openIndex(dir string, head record.Checkpoint) (*index, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.V != indexVersion || m.Log != head.Origin || m.Size != head.Size || m.Root != head.Root {
+	if m.V != indexVersion || m.Size > maxIndexed || m.Log != head.Origin || m.Size != head.Size || m.Root != head.Root {
 		return nil, fmt.Errorf("%w: %s is of another log or version", errIndex, dir)
 	}
 	x := &index{dir: dir}
@@ -175,6 +176,10 @@ func readPart(path string, at int64, size int, sum record.Hash) ([]byte, error) 
 		return nil, fmt.Errorf("%w: %w", errIndex, err)
 	}
 	defer func() { _ = f.Close() }() // read only
+	info, err := f.Stat()
+	if err != nil || info.Size() < at+int64(size) {
+		return nil, fmt.Errorf("%w: %s is too short (%v)", errIndex, path, err)
+	}
 	b := make([]byte, size)
 	if _, err := f.ReadAt(b, at); err != nil && (size > 0 || !errors.Is(err, io.EOF)) {
 		return nil, fmt.Errorf("%w: %s: %w", errIndex, path, err)

@@ -250,6 +250,21 @@ func TestStaleBuildsAreRemoved(t *testing.T) {
 	}
 }
 
+// A checkpoint that states more than there is does not keep a search busy for ever.
+func TestSearchOfWhatIsNotThere(t *testing.T) {
+	t.Parallel()
+	a := made(t, 10)
+	a.head.Size = record.MaxInt
+	s := &search{a: a, q: queryOf(t, "type=http.get"), progress: quiet()}
+	err := s.run(t.Context(), func(*hit) error { return nil })
+	if err == nil || exitCode(err) != exitNotCheckable || !strings.Contains(err.Error(), "tile/entries/000 is missing") {
+		t.Errorf("%v", err)
+	}
+	if err := buildIndex(t.Context(), filepath.Join(t.TempDir(), "x"), a, nil); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("%v", err)
+	}
+}
+
 // A search that is broken off leaves nothing running, and says why it ended.
 func TestSearchEndsEarly(t *testing.T) {
 	t.Parallel()

@@ -25,6 +25,9 @@ const staleAfter = 24 * time.Hour
 // buildIndex reads the whole log and writes its index to dir, which appears when it is complete. Nothing is synced: what a crash of the
 // machine leaves behind does not meet its checksums, and is made anew.
 func buildIndex(ctx context.Context, dir string, a *archive, show func(done, total uint64)) (err error) {
+	if a.head.Size > maxIndexed {
+		return fmt.Errorf("making an index: the log has more than %d entries", uint64(maxIndexed))
+	}
 	base := filepath.Dir(dir)
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return fmt.Errorf("making an index: %w", err)

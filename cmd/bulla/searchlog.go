@@ -219,6 +219,9 @@ type search struct {
 // maxFaults bounds the damage that is listed.
 const maxFaults = 100
 
+// tooDamaged is how much damage beyond that ends a search.
+const tooDamaged = 10_000
+
 // run calls f with every hit, in the order of the log. When it returns without an error and without damage, what it found is all that
 // there is in the log of which the checkpoint states the root.
 func (s *search) run(ctx context.Context, f func(*hit) error) error {
@@ -241,6 +244,9 @@ func (s *search) run(ctx context.Context, f func(*hit) error) error {
 	err := s.a.eachBundle(ctx, numbers, work, func(l *look) error {
 		for _, d := range l.faults {
 			s.damage(d)
+		}
+		if s.more > tooDamaged { // a checkpoint may state any size
+			return coded(exitNotCheckable, fmt.Errorf("more than %d places of the evidence cannot be searched, the first of them: %s", tooDamaged, s.damaged[0].Why))
 		}
 		s.stored = s.tree.Append(s.stored[:0], l.row.root)
 		for _, h := range l.hits {
