@@ -105,8 +105,8 @@ type Protection struct {
 const (
 	AccessOpen     = "open"     // to every program that may use the TPM
 	AccessClosed   = "closed"   // to everybody
-	AccessOfficers = "officers" // closed by an authorisation that officers were given
-	AccessOthers   = "others"   // closed by an authorisation that was there before, and that officers were not given
+	AccessOfficers = "officers" // closed by an authorisation that officers have, as the TPM confirmed
+	AccessOthers   = "others"   // closed by an authorisation that was set before and not shown when the log was made
 )
 
 // Counter is the machine's NV counter.

@@ -49,7 +49,7 @@ func (t *TPM) Enrol(ctx context.Context, cfg EnrolConfig) (e *attest.Enrolment, 
 	}
 	err = t.do(ctx, func(b bus) error {
 		e, err = b.enrol(cfg)
-		return err
+		return refused("owner", err)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("enrolling the TPM: %w", err)

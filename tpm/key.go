@@ -72,7 +72,7 @@ func (t *TPM) GenerateKey(ctx context.Context, uri string) (*KeyInfo, error) {
 		}
 		name, err := b.createKey(h)
 		if err != nil {
-			return err
+			return refused("owner", err)
 		}
 		out = &KeyInfo{
 			Handle: fmt.Sprintf("0x%08X", uint32(h)), Name: fmt.Sprintf("%x", name.Buffer),

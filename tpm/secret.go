@@ -188,7 +188,7 @@ func (t *TPM) PCRs(ctx context.Context, selection []int) (values []attest.PCRVal
 }
 
 // Unseal opens a secret. It crosses the bus encrypted, for a session that only the TPM with the pinned endorsement key can have joined.
-// The error wraps ErrNotApproved, ErrAltered or ErrOtherMachine when trying again is of no use. The caller zeroes what it gets.
+// The error wraps ErrNotApproved or ErrAltered when trying again is of no use. The caller zeroes what it gets.
 func (t *TPM) Unseal(ctx context.Context, s *Secret) (secret []byte, err error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("unsealing: %w", err)
@@ -201,6 +201,9 @@ func (t *TPM) Unseal(ctx context.Context, s *Secret) (secret []byte, err error) 
 		}
 		return err
 	})
+	if errors.Is(err, ErrOtherMachine) {
+		return nil, fmt.Errorf("unsealing: %w: the TPM has another endorsement key", ErrAltered)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("unsealing: %w", err)
 	}

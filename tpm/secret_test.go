@@ -268,8 +268,8 @@ func TestSecretAltered(t *testing.T) {
 		}, tpm.ErrAltered, "approvals[1]"},
 		{"an approval of a resettable PCR", func(s *tpm.Secret) { s.Approvals[0].PCRs[2].Index = 16 }, tpm.ErrAltered, "PCR 16"},
 		{"v", func(s *tpm.Secret) { s.V = 2 }, tpm.ErrAltered, "v is 2"},
-		{"the endorsement key", func(s *tpm.Secret) { s.EK = theirs.EK }, tpm.ErrOtherMachine, "endorsement key"},
-		{"all of another TPM's", func(s *tpm.Secret) { *s = *theirs }, tpm.ErrOtherMachine, "endorsement key"},
+		{"the endorsement key", func(s *tpm.Secret) { s.EK = theirs.EK }, tpm.ErrAltered, "another endorsement key"},
+		{"all of another TPM's", func(s *tpm.Secret) { *s = *theirs }, tpm.ErrAltered, "another endorsement key"},
 		{"all of another TPM's but the endorsement key", func(s *tpm.Secret) { ek := s.EK; *s = *theirs; s.EK = ek }, tpm.ErrAltered, "TPM2_Load"},
 	} {
 		b, err := s.Encode()

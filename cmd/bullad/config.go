@@ -25,6 +25,7 @@ type Config struct {
 	SelfCheck SelfCheckConfig `toml:"selfcheck"`
 	Witnesses []WitnessConfig `toml:"witness"`
 	TSA       *TSAConfig      `toml:"tsa,omitempty"` // absent: no time-stamps
+	PINs      []PINConfig     `toml:"pin,omitempty"` // kept by the TPM
 }
 
 // SocketsConfig says where sign.sock and http.sock lie.
@@ -157,6 +158,9 @@ func (c *Config) validate() error {
 		}
 	}
 	if err := c.validateTSA(); err != nil {
+		return err
+	}
+	if err := c.validatePINs(); err != nil {
 		return err
 	}
 	return c.validateWitnesses()

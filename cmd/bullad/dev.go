@@ -187,7 +187,7 @@ func (t *throwaway) configure(tpmKey, fresh bool) error {
 	if !fresh {
 		return nil
 	}
-	plan := fmt.Sprintf("origin = %q\n", devOrigin)
+	plan := fmt.Sprintf("origin = %q\n\n[tpm]\nauth = %q\n", devOrigin, leaveOpen)
 	for _, role := range []string{ceremony.Producer, ceremony.Auditor, ceremony.Operator} {
 		plan += fmt.Sprintf("\n[[role]]\nname = %q\nany = true\n", role)
 	}

@@ -17,6 +17,7 @@ type devices struct {
 	modules map[string]*hsm.Module
 	tokens  map[string]*hsm.Token
 	tpm     *tpm.TPM // nil when none is configured
+	given   givenPIN // in place of one that the TPM keeps
 }
 
 // openDevices opens the TPM; tokens are opened when a key in them is asked for.
@@ -44,7 +45,7 @@ func (d *devices) token(ctx context.Context, u hsm.URI) (*hsm.Token, error) {
 		}
 		d.modules[mc.Path] = m
 	}
-	tc := u.TokenConfig()
+	tc := d.tokenConfig(u)
 	id := mc.Path + "\n" + tc.String()
 	t, ok := d.tokens[id]
 	if !ok {

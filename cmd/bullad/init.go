@@ -80,6 +80,16 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 	if d.tpm != nil && enrolled == nil && cfg.TPM.Roots == "" {
 		return usagef("tpm.roots: name the certificate authorities that the TPM's endorsement key must come from")
 	}
+	var auth tpm.Auth
+	if d.tpm != nil {
+		if err := p.TPM.check(enrolled == nil); err != nil {
+			return usage(err)
+		}
+		if auth, err = p.TPM.read(); err != nil {
+			return err
+		}
+		d.tpm.UseOwner(auth)
+	}
 	if dry {
 		_, err := fmt.Fprintf(out, "%s: plan and configuration are consistent; key %s is free, %s is free; nothing was changed\n", lc.Origin, lc.Key, lc.File)
 		return err
@@ -90,6 +100,11 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 			return unfinished(err)
 		}
 		if err := ledger.Keep(sealer, g.TPM); err != nil {
+			return err
+		}
+	}
+	if g.TPM != nil && d.tpm != nil {
+		if err := p.TPM.protect(ctx, d.tpm, g.TPM, auth, out); err != nil {
 			return err
 		}
 	}

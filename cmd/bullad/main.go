@@ -56,7 +56,7 @@ func run(args []string) int {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), recoverCommand(), tsaRequestCommand(), devCommand())
+	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), recoverCommand(), sealPINCommand(), tsaRequestCommand(), devCommand())
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
@@ -85,10 +85,13 @@ func exitCode(err error) int {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled):
 		return exitOK
+	case errors.Is(err, tpm.ErrUnavailable):
+		return exitUnavailable
 	case errors.As(err, &u), errors.Is(err, ledger.ErrKey), errors.Is(err, ledger.ErrOrigin), errors.Is(err, hsm.ErrPIN),
 		errors.Is(err, hsm.ErrNoToken), errors.Is(err, hsm.ErrNoKey), errors.Is(err, hsm.ErrManyKeys), errors.Is(err, hsm.ErrWrongKey),
 		errors.Is(err, hsm.ErrKeyExists), errors.Is(err, hsm.ErrExtractable), errors.Is(err, hsm.ErrNoPIN), errors.Is(err, hsm.ErrWeakKey),
-		errors.Is(err, hsm.ErrUnsupported), errors.Is(err, ledger.ErrUncovered), errors.Is(err, tpm.ErrOtherMachine):
+		errors.Is(err, hsm.ErrUnsupported), errors.Is(err, ledger.ErrUncovered), errors.Is(err, tpm.ErrOtherMachine),
+		errors.Is(err, tpm.ErrNotApproved), errors.Is(err, tpm.ErrAltered), errors.Is(err, tpm.ErrAuth):
 		return exitUsage
 	case errors.Is(err, ledger.ErrUnknown):
 		return exitSoftware
@@ -109,6 +112,9 @@ func advice(err error) string {
 		{hsm.ErrNoToken, "plug the token in, or correct token= in the key's URI (pkcs11-tool --module MODULE -L lists what there is)"},
 		{hsm.ErrNoKey, "correct object= or id= in the key's URI; bullad init makes the key of a new log"},
 		{tpm.ErrOtherMachine, "the logs are of another machine, or this TPM was cleared or its counter replaced: see docs/operations.md, The store is older than its TPM; bullad export copies them"},
+		{tpm.ErrNotApproved, "if the change was meant, approve it with the PIN at hand: bullad seal-pin --approve --pin-source file:PATH; if not, first find out what was booted (docs/operations.md, The PIN in the TPM)"},
+		{tpm.ErrAltered, "put the right file back, or seal the PIN again: bullad seal-pin --pin-source file:PATH"},
+		{tpm.ErrAuth, "tpm.auth in the plan must name the file that has it (docs/operations.md, Who may change the TPM)"},
 		{ledger.ErrOrigin, "correct origin or file of this [[log]] in the configuration"},
 		{ledger.ErrKey, "correct key or interop of this [[log]] in the configuration; a log's key changes by ceremony only"},
 		{fs.ErrNotExist, "correct the path, or put the file back"},

@@ -18,6 +18,7 @@ type Plan struct {
 	Quotas    QuotaPlan  `toml:"quotas"`
 	Clock     ClockPlan  `toml:"clock"`
 	Seal      SealPlan   `toml:"seal"`
+	TPM       TPMPlan    `toml:"tpm"` // not part of the genesis
 }
 
 // RolePlan says who has a role.
@@ -151,6 +152,11 @@ func setTime(to *int64, from *duration) {
 
 // check refuses what the genesis itself cannot see: that the plan fits the configuration.
 func (p *Plan) check(c *Config) (LogConfig, error) {
+	for i, x := range c.PINs {
+		if slices.Contains(x.PCRs, *p.Seal.PCR) {
+			return LogConfig{}, fmt.Errorf("seal.pcr: PCR %d is one that pin[%d] in the configuration is sealed to: the seal PCR changes with every seal", *p.Seal.PCR, i)
+		}
+	}
 	for _, l := range c.Logs {
 		if l.Origin == p.Origin {
 			return l, nil
