@@ -33,6 +33,7 @@ type config struct {
 	SelfCheck map[string]any `toml:"selfcheck,omitempty"`
 
 	Witnesses []map[string]any `toml:"witness,omitempty"`
+	PINs      []map[string]any `toml:"pin,omitempty"`
 }
 
 type logConfig struct {
