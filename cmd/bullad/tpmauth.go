@@ -68,21 +68,22 @@ func (p TPMPlan) read() (tpm.Auth, error) {
 // protect closes the TPM, if the plan names a file, and says in the enrolment what is closed and what stays open. The file is on disk
 // before the TPM has what is in it: nobody could change the TPM any more without.
 func (p TPMPlan) protect(ctx context.Context, t *tpm.TPM, e *attest.Enrolment, auth tpm.Auth, out io.Writer) (err error) {
-	if p.Auth != "" && p.Auth != leaveOpen {
-		if auth == (tpm.Auth{}) {
-			if auth, err = p.create(ctx, t); err != nil {
-				return err
-			}
+	closes := p.Auth != "" && p.Auth != leaveOpen
+	if closes && auth == (tpm.Auth{}) {
+		if auth, err = p.create(ctx, t); err != nil {
+			return err
 		}
+	}
+	if closes {
 		if err := t.Protect(ctx, e.EK, auth); err != nil {
 			return err
 		}
-		if auth != (tpm.Auth{}) {
-			fmt.Fprintf(out, "the TPM's owner and lockout authorisation is in %s: officers take it away; without it nobody can change the TPM, or make keys in it\n", p.Auth)
-		}
 	}
-	if e.Protection, err = t.Protection(ctx, auth); err != nil {
+	if e.Protection, err = t.Protection(ctx, auth); err != nil || !closes {
 		return err
+	}
+	if auth != (tpm.Auth{}) {
+		fmt.Fprintf(out, "the TPM's owner and lockout authorisation is in %s: officers take it away; without it nobody can change the TPM, or make keys in it\n", p.Auth)
 	}
 	x := e.Protection
 	_, err = fmt.Fprintf(out, "the TPM, as the genesis has it: owner %s, lockout %s, clear %s, endorsement %s, platform %s\n", x.Owner, x.Lockout, x.Clear, x.Endorsement, x.Platform)
