@@ -37,6 +37,7 @@ func TestCrash(t *testing.T) {
 	}
 	dir := shortDir(t)
 	daemon := startDev(t, dir)
+	token := readTokenFile(t, dir)
 	policy := readPolicy(t, dir)
 	h := newHistory(t, policy)
 	producers := []*producer{
@@ -60,6 +61,7 @@ func TestCrash(t *testing.T) {
 		daemon = startChild(t, nil, program(t, "bullad"), "dev", "--dir", dir)
 		time.Sleep(time.Duration(rand.Int64N(int64(time.Second))))
 		daemon.kill()
+		token.repair(t)
 		daemon = startDev(t, dir)
 		w := browse(t, dir)
 		count := 0
@@ -80,6 +82,41 @@ func TestCrash(t *testing.T) {
 	}
 	if code := daemon.stop(); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
+	}
+}
+
+// tokenFile is the file of SoftHSM that says what a token is. At each login SoftHSM empties it and writes it again: killed in between, about
+// once in a thousand times, it has no such token any more. Hardware does not; so what the kill left is put back.
+type tokenFile struct {
+	path  string
+	bytes []byte
+}
+
+func readTokenFile(t *testing.T, dir string) tokenFile {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "hsm", "tokens", "*", "token.object"))
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("%q are no token of SoftHSM (%v)", paths, err)
+	}
+	b, err := os.ReadFile(paths[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tokenFile{paths[0], b}
+}
+
+func (f tokenFile) repair(t *testing.T) {
+	t.Helper()
+	b, err := os.ReadFile(f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b) >= len(f.bytes) {
+		return
+	}
+	t.Logf("SoftHSM was killed while it wrote its token: %d of %d bytes", len(b), len(f.bytes))
+	if err := os.WriteFile(f.path, f.bytes, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
