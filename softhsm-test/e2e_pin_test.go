@@ -304,6 +304,25 @@ func TestInitClosesTheTPM(t *testing.T) {
 		t.Error("the TPM is open")
 	}
 
+	// An init that stopped after it closed the TPM: the next one goes on with the file that the first one made.
+	sealer, err := os.ReadFile(r.path("sealer.json"))
+	if err == nil {
+		err = os.WriteFile(r.path("sealer.json"), bytes.Replace(sealer, []byte(`"logs":["bulla.example/one"]`), []byte(`"logs":[]`), 1), 0o600)
+	}
+	if err == nil {
+		err = os.Remove(r.path("one.db"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	one = configured("one", strings.Replace(first.Key, "object=log", "object=again", 1))
+	if again, _ := r.run(0, "init", "--config", one, "--plan", planned("one", auth)); !strings.Contains(again, "owner officers, lockout officers") {
+		t.Errorf("again it says %s", again)
+	}
+	if now, err := os.ReadFile(auth); err != nil || !bytes.Equal(now, text) {
+		t.Errorf("the file was changed: %v", err)
+	}
+
 	// The daemon needs none of it, and the genesis has what was closed.
 	if err := os.Rename(auth, auth+".away"); err != nil {
 		t.Fatal(err)

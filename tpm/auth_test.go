@@ -1,10 +1,12 @@
 package tpm_test
 
 import (
+	"crypto/elliptic"
 	"errors"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -75,6 +77,8 @@ func TestProtect(t *testing.T) {
 	} else {
 		seal(t, m, e, 1, attest.Statement{}.Previous) // needs none
 	}
+	requireOpens(t, x, sealSecret(t, x, sealing(t, d, approver(t, elliptic.P256())), "secret"), "secret") // nor does this
+	requireEmpty(t, x)
 	rec.close(t, x)
 	for _, secret := range []string{a.Owner, a.Lockout} {
 		if rec.saw(secret) {
@@ -172,5 +176,49 @@ func TestAuthIsChecked(t *testing.T) {
 		if err := bad.Check(); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
+	}
+}
+
+// However closing a TPM stops, doing it again with the same authorisations ends it.
+func TestProtectStopped(t *testing.T) {
+	t.Parallel()
+	const ccClearControl, ccChangeAuth = 0x127, 0x129
+	for _, c := range []struct {
+		name     string
+		cc       uint32
+		nth      int
+		executed bool
+	}{
+		{"Clear disabled, answer lost", ccClearControl, 1, true},
+		{"lockout's set, answer lost", ccChangeAuth, 1, true},
+		{"the owner's not set", ccChangeAuth, 2, false},
+		{"the owner's set, answer lost", ccChangeAuth, 2, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r, x, _, e := relayed(t, device(t), 2*time.Second)
+			n := 0
+			r.set(func(cc uint32, run func() []byte) []byte {
+				if cc == c.cc {
+					if n++; n == c.nth {
+						if c.executed {
+							run()
+						}
+						return nil
+					}
+				}
+				return run()
+			})
+			a := tpm.NewAuth()
+			if err := x.Protect(t.Context(), e.EK, a); !errors.Is(err, attest.ErrUnknown) {
+				t.Fatalf("stopped: %v", err)
+			}
+			r.set(nil)
+			if err := x.Protect(t.Context(), e.EK, a); err != nil {
+				t.Fatal(err)
+			}
+			requireProtection(t, x, a, attest.Protection{Clear: "closed", Endorsement: "open", Lockout: "officers", Owner: "officers", Platform: "open"})
+			requireEmpty(t, x)
+		})
 	}
 }

@@ -79,19 +79,21 @@ func sealPIN(ctx context.Context, cfg *Config, o sealPINOptions, out io.Writer) 
 	case !o.approve && o.source == "":
 		return usagef("--pin-source: say where the PIN is: file:PATH, credential:NAME or fd:N")
 	}
-	d, err := openDevices(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
+	var given givenPIN
 	if o.source != "" {
 		pin, err := readGivenPIN(o.source)
 		if err != nil {
 			return err
 		}
-		defer clear(pin)
-		d.given = givenPIN{source: p.source(), pin: pin}
+		defer clear(pin) // after the tokens are closed, which could ask for it until then
+		given = givenPIN{source: p.source(), pin: pin}
 	}
+	d, err := openDevices(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	d.given = given
 	if o.approve {
 		return d.approvePCRs(ctx, p, o.values, out)
 	}
