@@ -105,6 +105,21 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
+// ofEntry makes a command of what is done with the entry whose index is the one argument.
+func (t *tool) ofEntry(do func(ctx context.Context, a *appliance, index uint64) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, given []string) error {
+		index, err := parseIndex(given[0])
+		if err != nil {
+			return err
+		}
+		a, err := t.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), a, index)
+	}
+}
+
 func (t *tool) getCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "get INDEX",
@@ -113,16 +128,8 @@ func (t *tool) getCommand() *cobra.Command {
 Its leaf hash is SHA-256 over a zero byte and these bytes.`,
 		Example: "  bulla get 17 | jq .body\n  (printf '\\0'; bulla get 17) | sha256sum",
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			index, err := parseIndex(given[0])
-			if err != nil {
-				return err
-			}
-			a, err := t.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			b, err := a.entry(cmd.Context(), index)
+		RunE: t.ofEntry(func(ctx context.Context, a *appliance, index uint64) error {
+			b, err := a.entry(ctx, index)
 			if err != nil {
 				return err
 			}
@@ -131,7 +138,7 @@ Its leaf hash is SHA-256 over a zero byte and these bytes.`,
 			}
 			_, err = t.out.Write(b)
 			return err
-		},
+		}),
 	}
 }
 
@@ -267,17 +274,9 @@ func (t *tool) proofCommand() *cobra.Command {
 entry is in the log: bulla verify --receipt checks it, and so do other implementations.`,
 		Example: "  bulla proof 17 > 17.tlog-proof\n  bulla proof 17 --out receipts",
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			index, err := parseIndex(given[0])
-			if err != nil {
-				return err
-			}
-			a, err := t.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return t.proof(cmd.Context(), a, index, dir)
-		},
+		RunE: t.ofEntry(func(ctx context.Context, a *appliance, index uint64) error {
+			return t.proof(ctx, a, index, dir)
+		}),
 	}
 	cmd.Flags().StringVar(&dir, "out", "", "directory to write INDEX.json and INDEX.tlog-proof to, instead of printing")
 	return cmd

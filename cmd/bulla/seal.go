@@ -62,22 +62,14 @@ seals are true is what bulla verify finds out.`,
 		Short:   "Print the statement of the seal in an entry",
 		Example: "  bulla seal show 41 | jq .logs",
 		Args:    args(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			index, err := parseIndex(given[0])
-			if err != nil {
-				return err
-			}
-			a, err := t.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			s, err := a.seal(cmd.Context(), index)
+		RunE: t.ofEntry(func(ctx context.Context, a *appliance, index uint64) error {
+			s, err := a.seal(ctx, index)
 			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(t.out, "%s\n", s.Statement)
 			return err
-		},
+		}),
 	}
 	cmd.AddCommand(now, list, show)
 	return cmd
