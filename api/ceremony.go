@@ -23,7 +23,7 @@ type Taken struct {
 // Enact asks POST /v1/proposals/{number}/enact for a proposal to be carried out, or only rehearsed.
 type Enact struct {
 	Document record.Hash `json:"document"`         // SHA-256 of the document that is meant
-	DryRun   bool         `json:"dry_run,omitzero"` // say what would be done, and do nothing
+	DryRun   bool        `json:"dry_run,omitzero"` // say what would be done, and do nothing
 }
 
 // Enacted is what became of it.
