@@ -67,6 +67,9 @@ func ParseProposal(document []byte) (*Proposal, error) {
 // DocumentHash names a document: SHA-256 of its bytes.
 func DocumentHash(document []byte) record.Hash { return sha256.Sum256(document) }
 
+// Asks is what the proposal asks for, as it was parsed: a pointer to the struct of its action.
+func (p *Proposal) Asks() any { return p.content }
+
 func (p *Proposal) expires() int64 {
 	t, err := record.ParseTime(p.Expires)
 	if err != nil {

@@ -572,6 +572,14 @@ func (s *State) find(h record.Hash) *Key {
 	return nil
 }
 
+// Find returns a key that the log has or had, by the SHA-256 of its SubjectPublicKeyInfo.
+func (s State) Find(spki record.Hash) (Key, bool) {
+	if k := s.find(spki); k != nil {
+		return *k, true
+	}
+	return Key{}, false
+}
+
 // VKeys are the verifier keys (C2SP signed-note) of every line that a checkpoint must carry in this state, the authoritative first.
 func (s State) VKeys() ([]string, error) {
 	var out []string

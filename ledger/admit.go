@@ -25,6 +25,10 @@ func (l *Ledger) admit(b *batch, stamp clock.Stamp) {
 		switch {
 		case r.own:
 			r.places = []place{{index: b.draft(draft{kind: r.kind, body: r.body})}}
+		case r.governs():
+			for _, d := range r.governing {
+				r.places = append(r.places, place{index: b.draft(d)})
+			}
 		case unfit != nil:
 			err = unfit
 		default:

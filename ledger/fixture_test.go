@@ -75,7 +75,9 @@ func newDevices(t testing.TB) *devices {
 }
 
 func (d *devices) config() ledger.Config {
-	return ledger.Config{Origin: origin, Clock: d, Signer: d, Device: record.CodeHSM}
+	return ledger.Config{Origin: origin, Clock: d, Signer: func(ceremony.Key) (ledger.Signer, error) {
+		return ledger.Signer{Signer: d, Device: record.CodeHSM}, nil
+	}}
 }
 
 func (d *devices) genesis(t testing.TB) *ceremony.Genesis {

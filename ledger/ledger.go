@@ -1,7 +1,7 @@
 // Package ledger is the one writer of a log: it turns what is waiting into evidence.
 //
 // The protocol is the function sequence, in sequence.go; read it first. Around it: queue.go holds what is waiting, admit.go
-// decides what of it is taken, window.go recognises repeats, open.go makes and opens a log, read.go serves what is committed,
+// decides what of it is taken, govern.go is what ceremonies add, window.go recognises repeats, open.go makes and opens a log, read.go serves what is committed,
 // sealer.go has the machine's TPM attest the heads of all logs, seal.go is how, sealerfile.go what it remembers, sealercheck.go whether the
 // TPM is as the last seal left it, and sealerrecover.go what follows when people go on although it is not.
 //
@@ -32,13 +32,17 @@ import (
 type Config struct {
 	Origin string       // the log's name; Open refuses a file of another
 	Clock  clock.Source // stamps each batch
-	// Signer makes the authoritative line of every checkpoint; its public key must be the one governed for the log.
-	// A signature may take up to the device's own deadline; an error fails the batch. A signer verifies its signatures under its
-	// public key before it returns them, as those of packages hsm and tpm do: a device can sign with another key than it was asked to.
-	Signer crypto.Signer
-	// Interop makes the additional Ed25519 line; needed exactly when a key for it is governed.
-	Interop crypto.Signer
-	Device  record.Code // what a failure of Signer is called: CodeHSM or CodeTPM
+	// Signer opens the key that governs a line of the log's checkpoints, wherever it is: when the log is opened, and when a ceremony
+	// puts another in its place. A signature may take up to the device's own deadline; an error fails the batch. A signer verifies
+	// its signatures under its public key before it returns them, as those of packages hsm and tpm do: a device can sign with
+	// another key than it was asked to.
+	Signer func(k ceremony.Key) (Signer, error)
+}
+
+// Signer is a key in a device.
+type Signer struct {
+	crypto.Signer
+	Device record.Code // what a failure of it is called: CodeHSM or CodeTPM
 }
 
 // Store keeps a log's batches; *store.Log is the real one.
@@ -104,11 +108,8 @@ var ErrUnknown = errors.New("outcome unknown: ask again with the same stream num
 
 // Ledger is the writer of one log, and serves what it has committed. All methods may be used concurrently.
 type Ledger struct {
-	cfg     Config
-	store   Store
-	signer  note.Signer   // of the authoritative line
-	interop note.Signer   // of the additional line; nil: none
-	verify  note.Verifier // of the authoritative line
+	cfg   Config
+	store Store
 
 	committed atomic.Pointer[head]
 	hold      atomic.Pointer[Refusal] // why events are refused at the moment, by order of the sealer
@@ -123,6 +124,8 @@ type Ledger struct {
 	inflight *batch  // signed and being committed; nil when tip is committed
 	window   *window // recognises repeats among the last entries
 
+	enacting sync.Mutex // one proposal is carried out at a time
+
 	stop       context.CancelFunc
 	done       chan struct{}
 	background sync.WaitGroup // stream snapshots under way
@@ -134,10 +137,19 @@ type head struct {
 	tree       *record.Tree
 	prev       record.Hash // leaf hash of the last entry
 	state      ceremony.State
+	lines      *lines // who signs it: the keys in force
 	checkpoint []byte // signed note with the authoritative line; of a tip that is not yet signed, nil
 
 	both  sync.Once // makes twice
 	twice []byte    // the checkpoint with the additional line
+}
+
+// lines make a head's lines.
+type lines struct {
+	log     note.Signer   // the authoritative one
+	verify  note.Verifier // of that
+	device  record.Code   // what its failure is called
+	interop note.Signer   // the additional one; nil: none
 }
 
 func (h *head) size() uint64 { return h.tree.Size() }

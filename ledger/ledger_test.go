@@ -293,8 +293,7 @@ func TestOpenRefuses(t *testing.T) {
 		want   error
 	}{
 		{"another origin", func(c *ledger.Config) { c.Origin = "other.example/log" }, ledger.ErrOrigin},
-		{"another key", func(c *ledger.Config) { c.Signer = newDevices(t) }, ledger.ErrKey},
-		{"a key too many", func(c *ledger.Config) { c.Interop = newDevices(t) }, ledger.ErrKey},
+		{"another key", func(c *ledger.Config) { c.Signer = newDevices(t).config().Signer }, ledger.ErrKey},
 	} {
 		cfg := d.config()
 		c.change(&cfg)

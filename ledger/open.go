@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/ceremony"
@@ -46,9 +46,6 @@ func Create(path string, cfg Config, g *ceremony.Genesis) error {
 	b := &batch{base: l.tip, drafts: []draft{{kind: record.KindGenesis, body: body}}}
 	if err := l.chain(b, cfg.Clock.Now()); err != nil {
 		return fmt.Errorf("genesis: %w", err)
-	}
-	if err := l.keys(b.next.state); err != nil {
-		return err
 	}
 	if err := l.sign(b); err != nil {
 		return fmt.Errorf("signing the genesis: %w", err)
@@ -91,10 +88,11 @@ func (l *Ledger) load() error {
 	if err != nil {
 		return err
 	}
-	if err := l.keys(state); err != nil {
+	keys, err := l.open(state)
+	if err != nil {
 		return err
 	}
-	c, _, err := record.OpenCheckpoint(signed, l.verify)
+	c, _, err := record.OpenCheckpoint(signed, keys.verify)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInconsistent, err)
 	}
@@ -108,7 +106,7 @@ func (l *Ledger) load() error {
 	if root := h.tree.Root(); root != c.Root {
 		return fmt.Errorf("%w: the root over %d entries is %v, the head says %v", ErrInconsistent, size, root, c.Root)
 	}
-	h.state, h.checkpoint = state, signed
+	h.state, h.lines, h.checkpoint = state, keys, signed
 	l.tip = h
 	return nil
 }
@@ -154,41 +152,51 @@ func (l *Ledger) root(size uint64) (record.Hash, error) {
 	return h.tree.Root(), nil
 }
 
-// keys sets the signers and the verifiers that belong to them, after checking that the devices' keys are the governed ones.
-func (l *Ledger) keys(state ceremony.State) error {
-	for _, k := range []struct {
-		purpose string
-		signer  crypto.Signer
-		line    *note.Signer
-	}{{ceremony.PurposeLog, l.cfg.Signer, &l.signer}, {ceremony.PurposeInterop, l.cfg.Interop, &l.interop}} {
-		governed, ok := state.Key(k.purpose)
-		if !ok && k.signer == nil {
+// open opens the keys in force in a state, and checks that the devices hold those very keys.
+func (l *Ledger) open(state ceremony.State) (*lines, error) {
+	out := new(lines)
+	for _, k := range state.Policy.Keys {
+		if k.Purpose != ceremony.PurposeLog && k.Purpose != ceremony.PurposeInterop {
 			continue
 		}
-		if !ok || k.signer == nil {
-			return fmt.Errorf("%w: a key for %q is configured: %t, governed: %t; they must agree", ErrKey, k.purpose, k.signer != nil, ok)
-		}
-		if pub, ok := governed.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(k.signer.Public()) {
-			return fmt.Errorf("%w: the key configured for %q is not the one that %s is governed to be signed with; check the key's URI", ErrKey, k.purpose, l.cfg.Origin)
-		}
-		s, err := record.NewSigner(l.cfg.Origin, k.signer)
+		signer, err := l.signer(k)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		vkey, err := record.VKey(l.cfg.Origin, k.signer.Public())
+		line, err := record.NewSigner(l.cfg.Origin, signer.Signer)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		v, err := record.NewVerifier(vkey)
+		if k.Purpose == ceremony.PurposeInterop {
+			out.interop = line
+			continue
+		}
+		vkey, err := record.VKey(l.cfg.Origin, signer.Public())
 		if err != nil {
-			return err
+			return nil, err
 		}
-		*k.line = s
-		if k.purpose == ceremony.PurposeLog {
-			l.verify = v
+		if out.verify, err = record.NewVerifier(vkey); err != nil {
+			return nil, err
 		}
+		out.log, out.device = line, signer.Device
 	}
-	return nil
+	return out, nil
+}
+
+// signer opens one key.
+func (l *Ledger) signer(k ceremony.Key) (Signer, error) {
+	governed, err := x509.ParsePKIXPublicKey(k.SPKI)
+	if err != nil {
+		return Signer{}, fmt.Errorf("the key for %q: %w", k.Purpose, err)
+	}
+	s, err := l.cfg.Signer(k)
+	if err != nil {
+		return Signer{}, err
+	}
+	if pub, ok := governed.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(s.Public()) {
+		return Signer{}, fmt.Errorf("%w: the key configured for %q is not the one that %s is governed to be signed with; check the key's URI", ErrKey, k.Purpose, l.cfg.Origin)
+	}
+	return s, nil
 }
 
 // replay reads the last entries (as many as the window holds), checks that each links to the one before and that they lead to the

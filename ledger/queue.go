@@ -21,7 +21,7 @@ const (
 	busyRetry       = 100 * time.Millisecond
 )
 
-// request is one caller's events, or one record of the daemon's own.
+// request is one caller's events, or one record of the daemon's own, or what a ceremony makes.
 type request struct {
 	own      bool
 	kind     record.Kind // own: its kind and body
@@ -30,6 +30,8 @@ type request struct {
 	producer []byte // canonical JSON of the caller, encoded in its goroutine
 	events   []Event
 	size     int // bytes, for the bounds
+
+	governing []draft // what a ceremony makes; then there is nothing else
 
 	places    []place // per event, set when it is admitted
 	withdrawn bool    // own: nobody waits for it any more; guarded by the queue
@@ -62,10 +64,13 @@ func newAppend(c *Caller, events []Event) (*request, error) {
 	return r, nil
 }
 
+// governs reports whether r is what a ceremony makes. It is a batch by itself.
+func (r *request) governs() bool { return len(r.governing) > 0 }
+
 // queue holds what waits to be sequenced. It is bounded: what does not fit is refused at once.
 type queue struct {
 	mu     sync.Mutex
-	own    []*request
+	own    []*request // the daemon's own records, and what ceremonies make
 	events []*request
 	n      int // events waiting
 	bytes  int
@@ -81,9 +86,9 @@ func (q *queue) put(r *request) error {
 	switch {
 	case q.closed != nil:
 		return q.closed
-	case r.own && len(q.own) >= maxOwn:
+	case (r.own || r.governs()) && len(q.own) >= maxOwn:
 		return &Refusal{Code: record.CodeBusy, Message: "too many of the daemon's own records wait", RetryAfter: time.Second}
-	case r.own:
+	case r.own || r.governs():
 		q.own = append(q.own, r)
 	case q.n+len(r.events) > maxWaiting || q.bytes+r.size > maxWaitingBytes:
 		return &Refusal{Code: record.CodeBusy, Message: fmt.Sprintf("%d events wait already; send more slowly", q.n), RetryAfter: busyRetry}
@@ -96,12 +101,22 @@ func (q *queue) put(r *request) error {
 	return nil
 }
 
-// take removes what the next batch holds: the daemon's own records first, then producers' requests in the order of arrival.
+// take removes what the next batch holds: the daemon's own records and what ceremonies make first, then
+// producers' requests in the order of arrival.
 func (q *queue) take() []*request {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	taken := q.own
-	q.own = nil
+	if i := slices.IndexFunc(q.own, (*request).governs); i >= 0 {
+		i = max(i, 1) // what governs comes alone, in its turn
+		taken, q.own = slices.Clone(q.own[:i]), q.own[i:]
+		q.signal()
+		if taken[0].governs() {
+			return taken
+		}
+	} else {
+		q.own = nil
+	}
 	n, bytes, i := len(taken), 0, 0
 	for ; i < len(q.events) && n < maxBatch && bytes < maxBatchBytes; i++ {
 		n += len(q.events[i].events)

@@ -70,12 +70,12 @@ func (r *Result) Proof(i int) ([]record.Hash, error) {
 // checkpoint is as good without.
 func (l *Ledger) Checkpoint() []byte {
 	h := l.committed.Load()
-	if l.interop == nil {
+	if h.lines.interop == nil {
 		return h.checkpoint
 	}
 	h.both.Do(func() {
 		text := l.text(h)
-		signed, err := note.Sign(&note.Note{Text: text}, l.interop)
+		signed, err := note.Sign(&note.Note{Text: text}, h.lines.interop)
 		if err != nil {
 			l.stats.failed(fmt.Errorf("the additional signature: %w", err))
 			h.twice = h.checkpoint

@@ -76,6 +76,13 @@ func (l *Ledger) run(ctx context.Context) {
 func (l *Ledger) sequence(requests []*request) error {
 	b := &batch{requests: requests, base: l.tip, done: make(chan struct{})}
 
+	// 0. What officers say is judged by what is durable: nothing is in flight meanwhile.
+	if len(requests) == 1 && requests[0].governs() {
+		if err := l.settle(b); err != nil {
+			return err
+		}
+	}
+
 	// 1. Stamp. One reading for the batch: when its requests had been received. It is taken before their order is fixed, so
 	// that time never runs backwards along the log unless the machine's clock does.
 	stamp := l.cfg.Clock.Now()
@@ -87,12 +94,19 @@ func (l *Ledger) sequence(requests []*request) error {
 
 	// 3. Chain: encode each entry with its index and the hash of the one before, and extend the tree.
 	if err := l.chain(b, stamp); err != nil {
+		if r := ungoverned(err); r != nil {
+			if b.streams != nil {
+				l.resnapshot.Store(true)
+			}
+			l.answer(b, r)
+			return nil
+		}
 		return l.abandon(b, &Refusal{Code: record.CodeInternal, Message: "an entry could not be encoded", Err: err})
 	}
 
 	// 4. Sign the new head. The signature stays here until step 6 has returned: nothing signed leaves before it is durable.
 	if err := l.sign(b); err != nil {
-		return l.abandon(b, &Refusal{Code: l.cfg.Device, Message: "the log cannot be signed: " + err.Error(), RetryAfter: time.Second, Err: err})
+		return l.abandon(b, &Refusal{Code: b.next.lines.device, Message: "the log cannot be signed: " + err.Error(), RetryAfter: time.Second, Err: err})
 	}
 
 	// 5. Wait for the batch before. If it failed, this one stands on nothing, and fails with it: its signature is destroyed.
@@ -108,7 +122,7 @@ func (l *Ledger) sequence(requests []*request) error {
 
 // chain makes the entries of b's drafts, and the head over them.
 func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
-	next := &head{tree: b.base.tree.Clone(), prev: b.base.prev, state: b.base.state}
+	next := &head{tree: b.base.tree.Clone(), prev: b.base.prev, state: b.base.state, lines: b.base.lines}
 	first := b.base.size()
 	b.content = store.Batch{First: first, Entries: make([][]byte, len(b.drafts))}
 	frame := record.NewFrame(l.cfg.Origin, stamp)
@@ -132,6 +146,14 @@ func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
 			b.content.Marks = append(b.content.Marks, store.Mark{Kind: d.kind, Index: index})
 		}
 		if err := fold(&next.state, d.kind, entry, next.prev); err != nil {
+			return err
+		}
+	}
+	if next.state.Changed != b.base.state.Changed || next.lines == nil {
+		var err error
+		if next.lines, err = l.open(next.state); err != nil && b.base.lines != nil {
+			return &Refusal{Code: b.base.lines.device, Message: "the key that is to sign the log cannot be used: " + err.Error(), Err: err}
+		} else if err != nil {
 			return err
 		}
 	}
@@ -169,7 +191,7 @@ func (l *Ledger) sign(b *batch) error {
 		return nil
 	}
 	start := time.Now()
-	signed, err := note.Sign(&note.Note{Text: l.text(b.next)}, l.signer)
+	signed, err := note.Sign(&note.Note{Text: l.text(b.next)}, b.next.lines.log)
 	l.stats.signed(time.Since(start))
 	if err != nil {
 		return err

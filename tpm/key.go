@@ -1,10 +1,12 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -66,24 +68,56 @@ func (t *TPM) GenerateKey(ctx context.Context, uri string) (*KeyInfo, error) {
 		if err := b.vacant(h); err != nil {
 			return err
 		}
-		info, err := b.info()
-		if err != nil {
-			return err
-		}
 		name, err := b.createKey(h)
 		if err != nil {
 			return refused("owner", err)
 		}
-		out = &KeyInfo{
-			Handle: fmt.Sprintf("0x%08X", uint32(h)), Name: fmt.Sprintf("%x", name.Buffer),
-			Attributes: "fixedTPM fixedParent sensitiveDataOrigin userWithAuth noDA sign", Manufacturer: info.Manufacturer, Firmware: info.Firmware,
-		}
-		return nil
+		out, err = b.keyInfo(tpm2.NamedHandle{Handle: h, Name: name})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making key %s: %w", uri, err)
 	}
 	return out, nil
+}
+
+func (b bus) keyInfo(h tpm2.NamedHandle) (*KeyInfo, error) {
+	info, err := b.info()
+	if err != nil {
+		return nil, err
+	}
+	return &KeyInfo{
+		Handle: fmt.Sprintf("0x%08X", uint32(h.Handle)), Name: fmt.Sprintf("%x", h.Name.Buffer),
+		Attributes: "fixedTPM fixedParent sensitiveDataOrigin userWithAuth noDA sign", Manufacturer: info.Manufacturer, Firmware: info.Firmware,
+	}, nil
+}
+
+// Info is what the TPM says about the key.
+func (k *Key) Info(ctx context.Context) (info *KeyInfo, err error) {
+	err = k.t.do(ctx, func(b bus) error {
+		info, err = b.keyInfo(k.handle)
+		return err
+	})
+	return info, err
+}
+
+// DestroyKey removes the key at the handle that the URI names, whose public key (DER SubjectPublicKeyInfo) is spki; it refuses another.
+func (t *TPM) DestroyKey(ctx context.Context, uri string, spki []byte) error {
+	key, err := t.Key(ctx, uri)
+	if err != nil {
+		return err
+	}
+	found, err := x509.MarshalPKIXPublicKey(key.pub)
+	if err == nil && !bytes.Equal(found, spki) {
+		err = fmt.Errorf("it has another public key")
+	}
+	if err == nil {
+		err = t.do(ctx, func(b bus) error { return refused("owner", b.evict(key.handle)) })
+	}
+	if err != nil {
+		return fmt.Errorf("destroying key %s: %w", uri, err)
+	}
+	return nil
 }
 
 // createKey makes a signing key under the storage root key and keeps it at a handle.

@@ -157,7 +157,9 @@ func (r *rig) addLog(name string, roles []ceremony.Role) {
 	if name != "log" {
 		o += "/" + name
 	}
-	cfg := ledger.Config{Origin: o, Clock: r, Signer: signer{key, r}, Device: record.CodeHSM}
+	cfg := ledger.Config{Origin: o, Clock: r, Signer: func(ceremony.Key) (ledger.Signer, error) {
+		return ledger.Signer{Signer: signer{key, r}, Device: record.CodeHSM}, nil
+	}}
 	path := filepath.Join(r.dir, name+".db")
 	genesis := &ceremony.Genesis{
 		Origin: o, Clock: clock.DefaultPolicy(), Roles: roles, Software: "test", TPM: r.tpm,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,8 @@ type Monitor struct {
 	published atomic.Pointer[clock.Estimate]
 	watched   atomic.Int64  // CLOCK_MONOTONIC_RAW when the clocks were last watched; 0: not yet
 	wake      chan struct{} // something for the main loop
+
+	recording sync.Mutex // held while something is made durable and taken over
 
 	mu      sync.Mutex
 	policy  clock.Policy
@@ -91,19 +94,40 @@ func (m *Monitor) Policy() clock.Policy {
 	return m.policy
 }
 
-// Govern changes the policy, as an enactment demands.
-func (m *Monitor) Govern(p clock.Policy) error {
+// Governable refuses a policy that these sources cannot serve.
+func (m *Monitor) Governable(p clock.Policy) error {
 	if err := p.Validate(); err != nil {
 		return fmt.Errorf("clock policy: %w", err)
 	}
 	if len(m.cfg.Sources) < p.MinSources {
 		return fmt.Errorf("clock policy: min_sources: %d, but only %d are configured", p.MinSources, len(m.cfg.Sources))
 	}
+	return nil
+}
+
+// Govern changes the policy when enact, which makes that durable, returns nil. What the clock records after it is by the new one:
+// nothing is recorded meanwhile.
+func (m *Monitor) Govern(p clock.Policy, enact func() error) error {
+	if err := m.Governable(p); err != nil {
+		return err
+	}
+	m.recording.Lock()
+	defer m.recording.Unlock()
+	if err := enact(); err != nil {
+		return err
+	}
 	r := m.machine.Read()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.policy = p
-	m.enqueue(change{reason: clock.ReasonPolicy, policy: p, reading: r})
+	switch {
+	case len(m.waiting) == 0:
+		m.enqueue(change{reason: clock.ReasonPolicy, policy: p, reading: r})
+	case m.waiting[0].reason == clock.ReasonStart: // which says what governs
+		m.waiting[0].policy = p
+	default: // before what has happened meanwhile, which will be recorded later
+		m.waiting = slices.Insert(m.waiting, 0, change{reason: clock.ReasonPolicy, policy: p, reading: m.waiting[0].reading})
+	}
 	return nil
 }
 
@@ -243,20 +267,31 @@ func (m *Monitor) settle(ctx context.Context) (changed, settled bool) {
 		m.mu.Unlock()
 	}
 	for {
-		c, ok := m.next()
-		if !ok {
-			return changed, true
+		reason, err := m.recordNext(ctx)
+		if reason == "" || err != nil {
+			return changed, err == nil
 		}
-		e, d := m.apply(c)
-		if err := m.record(ctx, e); err != nil {
-			return changed, false
-		}
-		changed = changed || c.reason != clock.ReasonAge && c.reason != clock.ReasonPolicy
-		m.mu.Lock()
-		m.discipline, m.waiting = d, m.waiting[1:]
-		m.publish()
-		m.mu.Unlock()
+		changed = changed || reason != clock.ReasonAge && reason != clock.ReasonPolicy
 	}
+}
+
+// recordNext records the next change, if there is one, and takes the discipline through it.
+func (m *Monitor) recordNext(ctx context.Context) (reason string, err error) {
+	m.recording.Lock()
+	defer m.recording.Unlock()
+	c, ok := m.next()
+	if !ok {
+		return "", nil
+	}
+	e, d := m.apply(c)
+	if err := m.record(ctx, e); err != nil {
+		return c.reason, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.discipline, m.waiting = d, m.waiting[1:]
+	m.publish()
+	return c.reason, nil
 }
 
 // apply takes the discipline through a change.
@@ -293,6 +328,8 @@ func (m *Monitor) measure(ctx context.Context) time.Duration {
 		measured.Kernel = k
 	}
 	measured.Reading = m.machine.Read()
+	m.recording.Lock()
+	defer m.recording.Unlock()
 	if _, disturbed := m.next(); disturbed {
 		return 0
 	}

@@ -391,7 +391,7 @@ func TestGovern(t *testing.T) {
 		time.Sleep(time.Second)
 		p := clock.DefaultPolicy()
 		p.Poll = 4 * sec
-		if err := m.Govern(p); err != nil {
+		if err := m.Govern(p, func() error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Minute)
@@ -400,11 +400,11 @@ func TestGovern(t *testing.T) {
 			t.Errorf("%d rounds in 2 minutes", n)
 		}
 		p.MinSources = labSources + 1
-		if err := m.Govern(p); err == nil {
+		if err := m.Govern(p, func() error { return nil }); err == nil {
 			t.Error("a policy that demands more sources than there are")
 		}
 		p.Poll = 0
-		if err := m.Govern(p); err == nil {
+		if err := m.Govern(p, func() error { return nil }); err == nil {
 			t.Error("an invalid policy")
 		}
 	})

@@ -123,7 +123,9 @@ func serve(dir string) (stop func() error, err error) {
 	policy := clock.DefaultPolicy()
 	policy.Mode = clock.Mark
 	const origin = "test.example/log"
-	cfg := ledger.Config{Origin: origin, Clock: new(ticking), Signer: key, Device: record.CodeHSM}
+	cfg := ledger.Config{Origin: origin, Clock: new(ticking), Signer: func(ceremony.Key) (ledger.Signer, error) {
+		return ledger.Signer{Signer: key, Device: record.CodeHSM}, nil
+	}}
 	genesis := &ceremony.Genesis{
 		Origin: origin, Clock: policy, Software: "test",
 		Keys:  []ceremony.Key{{Algorithm: "ecdsa-p256", Purpose: ceremony.PurposeLog, SPKI: spki}},

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -99,18 +98,7 @@ func (a *appliance) open(ctx context.Context, path string) (err error) {
 }
 
 func (a *appliance) openLog(ctx context.Context, lc LogConfig) (*ledger.Ledger, error) {
-	cfg := ledger.Config{Origin: lc.Origin, Clock: a.clock}
-	var err error
-	if cfg.Signer, cfg.Device, err = a.devices.signer(ctx, lc.Key); err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	if lc.Interop != "" {
-		var signer crypto.Signer
-		if signer, _, err = a.devices.signer(ctx, lc.Interop); err != nil {
-			return nil, fmt.Errorf("interop: %w", err)
-		}
-		cfg.Interop = signer
-	}
+	cfg := ledger.Config{Origin: lc.Origin, Clock: a.clock, Signer: func(k ceremony.Key) (ledger.Signer, error) { return a.signer(ctx, lc, k) }}
 	s, err := store.Open(lc.File)
 	if err != nil {
 		return nil, err
@@ -120,6 +108,27 @@ func (a *appliance) openLog(ctx context.Context, lc LogConfig) (*ledger.Ledger, 
 		return nil, errors.Join(err, s.Close())
 	}
 	return l, nil
+}
+
+// signer opens a key that is governed to sign a log. ctx bounds opening alone.
+func (a *appliance) signer(ctx context.Context, lc LogConfig, k ceremony.Key) (ledger.Signer, error) {
+	uri, err := a.cfg.uri(lc, k.Purpose)
+	if err != nil {
+		return ledger.Signer{}, err
+	}
+	s, err := a.devices.governed(ctx, uri, k)
+	if err != nil {
+		return ledger.Signer{}, fmt.Errorf("%s: %w", keyField(k.Purpose), err)
+	}
+	return s, nil
+}
+
+// keyField is the configuration's key for a purpose.
+func keyField(purpose string) string {
+	if purpose == ceremony.PurposeInterop {
+		return "interop"
+	}
+	return "key"
 }
 
 // recordAll writes one of the machine's own records into every log and returns when all have it durable.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -112,7 +111,7 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 	if err != nil {
 		return err
 	}
-	lcfg := ledger.Config{Origin: lc.Origin, Clock: &lateClock{}, Signer: signer.log, Interop: signer.interop, Device: signer.code}
+	lcfg := ledger.Config{Origin: lc.Origin, Clock: &lateClock{}, Signer: signer.of}
 	if err := ledger.Create(lc.File, lcfg, g); err != nil {
 		return err
 	}
@@ -173,11 +172,10 @@ type places struct {
 	log, interop string
 }
 
-// made are a log's keys, as signers.
-type made struct {
-	log, interop crypto.Signer
-	code         record.Code
-}
+// made are a log's keys, as signers, by purpose.
+type made map[string]ledger.Signer
+
+func (m made) of(k ceremony.Key) (ledger.Signer, error) { return m[k.Purpose], nil }
 
 // vacant checks that the places for the log's keys are free.
 func (d *devices) vacant(ctx context.Context, lc LogConfig) (*places, error) {
@@ -198,66 +196,89 @@ func (d *devices) vacant(ctx context.Context, lc LogConfig) (*places, error) {
 }
 
 // generate makes the keys in their devices and notes them in the genesis.
-func (p *places) generate(ctx context.Context, a hsm.Algorithm, g *ceremony.Genesis) (*made, error) {
-	var m made
+func (p *places) generate(ctx context.Context, a hsm.Algorithm, g *ceremony.Genesis) (made, error) {
+	m := made{}
 	for _, k := range []struct {
 		uri, purpose string
 		algorithm    hsm.Algorithm
-		signer       *crypto.Signer
-	}{{p.log, ceremony.PurposeLog, a, &m.log}, {p.interop, ceremony.PurposeInterop, hsm.Ed25519, &m.interop}} {
+	}{{p.log, ceremony.PurposeLog, a}, {p.interop, ceremony.PurposeInterop, hsm.Ed25519}} {
 		if k.uri == "" {
 			continue
 		}
-		attributes, err := p.devices.generate(ctx, k.uri, k.algorithm)
+		key, signer, err := p.devices.generate(ctx, k.uri, k.algorithm, k.purpose)
 		if err != nil {
 			return nil, err
 		}
-		signer, code, err := p.devices.signer(ctx, k.uri)
-		if err != nil {
-			return nil, err
-		}
-		spki, err := x509.MarshalPKIXPublicKey(signer.Public())
-		if err != nil {
-			return nil, fmt.Errorf("key %s: %w", k.uri, err)
-		}
-		*k.signer = signer
-		if k.purpose == ceremony.PurposeLog {
-			m.code = code
-		}
-		g.Keys = append(g.Keys, ceremony.Key{Algorithm: string(k.algorithm), Attributes: attributes, Purpose: k.purpose, SPKI: spki})
+		m[k.purpose] = signer
+		g.Keys = append(g.Keys, key)
 	}
-	return &m, nil
+	return m, nil
 }
 
 // generate makes one key where the URI says, and returns what the device tells of it.
-func (d *devices) generate(ctx context.Context, uri string, a hsm.Algorithm) (map[string]string, error) {
-	if strings.HasPrefix(uri, "tpm:") {
+func (d *devices) generate(ctx context.Context, uri string, a hsm.Algorithm, purpose string) (k ceremony.Key, s ledger.Signer, err error) {
+	if strings.HasPrefix(uri, tpmKeys) {
 		if a != hsm.ECDSAP256 {
-			return nil, usagef("key %s: keys in the TPM are ecdsa-p256", uri)
+			return k, s, usagef("key %s: keys in the TPM are ecdsa-p256", uri)
 		}
-		info, err := d.tpm.GenerateKey(ctx, uri)
-		if err != nil {
-			return nil, err
+		if _, err := d.tpm.GenerateKey(ctx, uri); err != nil {
+			return k, s, err
 		}
-		return flatten(info)
+		return d.describe(ctx, uri, a, purpose)
 	}
 	u, err := hsm.ParseURI(uri)
 	if err != nil {
-		return nil, usage(err)
+		return k, s, usage(err)
 	}
 	t, err := d.token(ctx, u)
 	if err != nil {
-		return nil, err
+		return k, s, err
 	}
-	key, err := t.Generate(ctx, a, u.Object)
+	if _, err := t.Generate(ctx, a, u.Object); err != nil {
+		return k, s, err
+	}
+	return d.describe(ctx, uri, a, purpose)
+}
+
+// describe opens the key that is where the URI says, and returns what the device tells of it.
+func (d *devices) describe(ctx context.Context, uri string, a hsm.Algorithm, purpose string) (k ceremony.Key, s ledger.Signer, err error) {
+	signer, code, err := d.signer(ctx, uri)
 	if err != nil {
-		return nil, err
+		return k, s, err
 	}
-	token, err := t.Info(ctx)
-	if err != nil {
-		return nil, err
+	k = ceremony.Key{Algorithm: string(a), Purpose: purpose}
+	if k.SPKI, err = x509.MarshalPKIXPublicKey(signer.Public()); err != nil {
+		return k, s, fmt.Errorf("key %s: %w", uri, err)
 	}
-	return flatten(token, key)
+	switch key := signer.(type) {
+	case *tpm.Key:
+		info, err := key.Info(ctx)
+		if err != nil {
+			return k, s, err
+		}
+		k.Attributes, err = flatten(info)
+		return k, ledger.Signer{Signer: signer, Device: code}, err
+	case *hsm.Key:
+		u, err := hsm.ParseURI(uri)
+		if err != nil {
+			return k, s, usage(err)
+		}
+		t, err := d.token(ctx, u)
+		if err != nil {
+			return k, s, err
+		}
+		token, err := t.Info(ctx)
+		if err != nil {
+			return k, s, err
+		}
+		info := key.Info()
+		if info.Algorithm != a {
+			return k, s, fmt.Errorf("key %s is of %s, not %s", uri, info.Algorithm, a)
+		}
+		k.Attributes, err = flatten(token, info)
+		return k, ledger.Signer{Signer: signer, Device: code}, err
+	}
+	return k, s, fmt.Errorf("key %s: no device tells of it", uri)
 }
 
 // flatten turns what devices tell into text, for evidence. The public key has a member of its own.

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bulla/attest"
+	"bulla/ceremony"
 	"bulla/hsm"
 	"bulla/internal/durable"
 	"bulla/ledger"
@@ -200,7 +201,7 @@ func (d *devices) generateApprover(ctx context.Context, uri string) error {
 	case !errors.Is(err, hsm.ErrNoKey):
 		return err
 	}
-	_, err = d.generate(ctx, uri, hsm.ECDSAP256)
+	_, _, err = d.generate(ctx, uri, hsm.ECDSAP256, ceremony.PurposePCR)
 	return err
 }
 

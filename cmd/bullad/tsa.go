@@ -240,11 +240,8 @@ func (d *devices) tsaKey(ctx context.Context, uri string, a hsm.Algorithm) (cryp
 	if !errors.Is(err, hsm.ErrNoKey) && !errors.Is(err, tpm.ErrNoKey) {
 		return key, err
 	}
-	if _, err := d.generate(ctx, uri, a); err != nil {
-		return nil, err
-	}
-	key, _, err = d.signer(ctx, uri)
-	return key, err
+	_, made, err := d.generate(ctx, uri, a, "tsa")
+	return made.Signer, err
 }
 
 // timeStampingAlone is the extended key usage of a TSA's certificate (RFC 3161 section 2.3), which must be critical.

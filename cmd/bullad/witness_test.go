@@ -50,7 +50,12 @@ func witnessedLog(t *testing.T) *ledger.Ledger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := ledger.Config{Origin: witnessedOrigin, Clock: still{}, Signer: key, Interop: ed, Device: record.CodeHSM}
+	cfg := ledger.Config{Origin: witnessedOrigin, Clock: still{}, Signer: func(k ceremony.Key) (ledger.Signer, error) {
+		if k.Purpose == ceremony.PurposeInterop {
+			return ledger.Signer{Signer: ed, Device: record.CodeHSM}, nil
+		}
+		return ledger.Signer{Signer: key, Device: record.CodeHSM}, nil
+	}}
 	g := &ceremony.Genesis{Origin: witnessedOrigin, Clock: clock.DefaultPolicy(), Software: "test"}
 	for _, k := range []struct {
 		algorithm, purpose string
