@@ -120,11 +120,25 @@ func ParseGenesis(body []byte) (*Genesis, error) {
 
 // Validate refuses a genesis that could not work, or that contradicts itself; the error names the field.
 func (g *Genesis) Validate() error {
-	if err := g.Clock.Validate(); err != nil {
-		return fmt.Errorf("clock: %w", err)
-	}
 	if err := g.validateKeys(); err != nil {
 		return err
+	}
+	return g.validatePolicy()
+}
+
+// ValidatePlan refuses what Validate would, before there are keys, and officers who would be too few at some time from t on (ns since
+// 1970).
+func (g *Genesis) ValidatePlan(t int64) error {
+	if err := g.validatePolicy(); err != nil {
+		return err
+	}
+	return g.enoughFrom(t)
+}
+
+// validatePolicy is what is governed but the keys.
+func (g *Genesis) validatePolicy() error {
+	if err := g.Clock.Validate(); err != nil {
+		return fmt.Errorf("clock: %w", err)
 	}
 	if err := g.validateOfficers(); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"bulla/ceremony"
+	"bulla/clock"
 	"bulla/record"
 )
 
@@ -67,8 +68,8 @@ func (l *Ledger) govern(ctx context.Context, entries []Governing) (*Result, erro
 	}
 }
 
-// ungoverned is the refusal of what the state does not permit, or of a key that cannot be opened; nil of any other error.
-func ungoverned(err error) *Refusal {
+// Ungoverned is the refusal of what the state does not permit, or of a key that cannot be opened; nil of any other error.
+func Ungoverned(err error) *Refusal {
 	var refusal *Refusal
 	var refused *ceremony.Refused
 	switch {
@@ -129,7 +130,7 @@ func (l *Ledger) Enact(ctx context.Context, number uint64, document record.Hash,
 		return nil, err
 	}
 	if err := l.State().Approved(p, l.cfg.Clock.Now()); err != nil {
-		return nil, ungoverned(err)
+		return nil, Ungoverned(err)
 	}
 	e := &enacting{ledger: l, body: ceremony.Enactment{Document: p.Hash, Number: number}}
 	err = exec.Execute(ctx, l, p, e.did, func(outcome any) error { return e.commit(ctx, outcome) })
@@ -197,6 +198,9 @@ func (e *enacting) record(ctx context.Context) error {
 	e.out = &Enacted{Index: res.Items[0].Index, Failed: e.body.Failed, Steps: e.body.Steps, Outcome: e.body.Outcome}
 	return nil
 }
+
+// Now is the clock that entries are stamped with.
+func (l *Ledger) Now() clock.Stamp { return l.cfg.Clock.Now() }
 
 // time is now, by the clock that entries are stamped with.
 func (l *Ledger) time() string {

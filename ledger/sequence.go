@@ -94,7 +94,7 @@ func (l *Ledger) sequence(requests []*request) error {
 
 	// 3. Chain: encode each entry with its index and the hash of the one before, and extend the tree.
 	if err := l.chain(b, stamp); err != nil {
-		if r := ungoverned(err); r != nil {
+		if r := Ungoverned(err); r != nil {
 			if b.streams != nil {
 				l.resnapshot.Store(true)
 			}

@@ -139,16 +139,20 @@ func (a *Access) Check() error {
 	if err := a.By.check(); err != nil {
 		return within("by", err)
 	}
-	switch a.Role {
-	case "auditor", "officer", "operator":
+	switch {
+	case a.Role == "auditor" || a.Role == "officer" || a.Role == "operator":
+	case a.Role == RoleNone && a.Denied:
 	default:
-		return refuse("role", "must be auditor, officer or operator")
+		return refuse("role", "must be auditor, officer or operator; %s of who was refused", RoleNone)
 	}
 	if a.From != nil && *a.From > MaxInt || a.To != nil && *a.To > MaxInt || a.From != nil && a.To != nil && *a.From > *a.To {
 		return refuse("to", "must not be before from, and at most 2^53-1")
 	}
 	return checkTexts(text{"purpose", a.Purpose, MaxPurpose}, text{"query", a.Query, MaxMessage})
 }
+
+// RoleNone is the role of who has none that would matter, and was refused.
+const RoleNone = "none"
 
 // Blob is the body of an entry of kind blob: one part of evidence that is too large for one entry. Other entries refer to the
 // whole by its SHA-256.

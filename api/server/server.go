@@ -5,6 +5,7 @@
 //	frames.go   sign.sock                         peer.go     who is at the other end
 //	http.go     http.sock: routes and errors      events.go   POST /v1/events      read.go   entries, proofs, tiles
 //	seal.go     seals on demand                   status.go   health               metrics.go
+//	ceremony.go what officers bring
 //	activate.go an auditor's credential             search.go   GET /v1/search
 //	tsa.go      RFC 3161 time-stamps                tsader.go   their encoding         tsalisten.go  for the network
 //
@@ -63,8 +64,9 @@ type Config struct {
 
 // Log is a log and its name in paths.
 type Log struct {
-	Name   string
-	Ledger *ledger.Ledger
+	Name     string
+	Ledger   *ledger.Ledger
+	Executor ledger.Executor // does to devices what officers have approved; nil: nothing is carried out
 }
 
 // limits bound what peers can use, and for how long.
@@ -93,21 +95,22 @@ var defaultLimits = limits{
 
 // server is the state that both sockets share.
 type server struct {
-	cfg       Config
-	limits    limits
-	frames    *budget // of sign.sock
-	http      *budget // of http.sock
-	reading   chan struct{}
-	searching chan struct{} // holds a token while somebody searches
-	turned    chan struct{} // holds a token for each connection to http.sock that is only to be told that it is one too many
-	seals     bucket
-	metrics   *metrics
-	buffers   sync.Pool // of answers
-	jobs      chan job
-	workers   sync.WaitGroup
-	over      chan struct{}   // closed when no more jobs come
-	drain     context.Context // ends when what is under way is not waited for any longer
-	cut       context.Context // ends when connections that are still open are cut
+	cfg        Config
+	limits     limits
+	frames     *budget // of sign.sock
+	http       *budget // of http.sock
+	reading    chan struct{}
+	searching  chan struct{} // holds a token while somebody searches
+	turned     chan struct{} // holds a token for each connection to http.sock that is only to be told that it is one too many
+	seals      bucket
+	ceremonies bucket
+	metrics    *metrics
+	buffers    sync.Pool // of answers
+	jobs       chan job
+	workers    sync.WaitGroup
+	over       chan struct{}   // closed when no more jobs come
+	drain      context.Context // ends when what is under way is not waited for any longer
+	cut        context.Context // ends when connections that are still open are cut
 }
 
 // Serve serves both sockets until ctx ends. What is under way then is finished, within bounds.
@@ -147,7 +150,7 @@ func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop fun
 	s = &server{
 		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading), searching: make(chan struct{}, 1),
 		turned: make(chan struct{}, maxTurned), jobs: make(chan job), over: make(chan struct{}),
-		seals: bucket{burst: sealBurst, every: sealEvery},
+		seals: bucket{burst: sealBurst, every: sealEvery}, ceremonies: bucket{burst: ceremonyBurst, every: ceremonyEvery},
 	}
 	s.metrics = newMetrics(s)
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))

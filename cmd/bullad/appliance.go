@@ -165,6 +165,7 @@ func (a *appliance) serve(ctx context.Context, ready func()) error {
 		g.Go(func() error { return a.sealer.Run(ctx) })
 		g.Go(func() error { return a.recordBoot(ctx) })
 	}
+	g.Go(func() error { a.resume(ctx); return nil })
 	g.Go(func() error { return a.selfCheck.Run(ctx) })
 	g.Go(func() error { return a.witnesses.run(ctx, a.logs) })
 	for _, l := range a.logs {

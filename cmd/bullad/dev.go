@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"bulla/ceremony"
+	"bulla/ledger"
+	"bulla/record"
 	softhsmtest "bulla/softhsm-test"
 	"bulla/store"
 )
@@ -51,6 +54,8 @@ const (
 	devName    = "dev"
 	devTPMKey  = "tpm:handle=0x81020001"
 )
+
+var devOfficers = []string{"alice", "bob", "carol"}
 
 // throwaway is a dev appliance's directory and what runs in it.
 type throwaway struct {
@@ -94,6 +99,9 @@ func dev(ctx context.Context, dir string, tpmKey bool, out io.Writer) (err error
 		if err := initialize(ctx, cfg, p, false, out); err != nil {
 			return err
 		}
+		if err := t.approve(ctx, cfg); err != nil {
+			return err
+		}
 	}
 	if err := t.writePolicy(cfg.Logs[0].File); err != nil {
 		return err
@@ -118,7 +126,7 @@ func (t *throwaway) create(ctx context.Context) (err error) {
 	if err := os.Mkdir(t.path("officers"), 0o700); err != nil {
 		return err
 	}
-	for _, name := range []string{"alice", "bob", "carol"} {
+	for _, name := range devOfficers {
 		if _, err := softhsmtest.CreateOfficer(t.path("officers"), name); err != nil {
 			return err
 		}
@@ -187,11 +195,57 @@ func (t *throwaway) configure(tpmKey, fresh bool) error {
 	if !fresh {
 		return nil
 	}
-	plan := fmt.Sprintf("origin = %q\n\n[tpm]\nauth = %q\n", devOrigin, leaveOpen)
+	plan := fmt.Sprintf("origin = %q\nproposer_counts = true\n\n[tpm]\nauth = %q\n", devOrigin, leaveOpen)
+	for _, name := range devOfficers {
+		o, err := softhsmtest.OpenOfficer(t.path("officers"), name)
+		if err != nil {
+			return err
+		}
+		plan += fmt.Sprintf("\n[[officer]]\nname = %q\nkey = %q\n", name, o.Key)
+	}
+	for _, action := range []string{ceremony.Default, ceremony.ActionGenesis} {
+		plan += fmt.Sprintf("\n[[threshold]]\naction = %q\nofficers = 2\n", action)
+	}
 	for _, role := range []string{ceremony.Producer, ceremony.Auditor, ceremony.Operator} {
 		plan += fmt.Sprintf("\n[[role]]\nname = %q\nany = true\n", role)
 	}
 	return os.WriteFile(t.path("genesis.toml"), []byte(plan), 0o600)
+}
+
+// approve has the officers approve the genesis, as bulla ceremony approve --genesis would.
+func (t *throwaway) approve(ctx context.Context, cfg *Config) (err error) {
+	a, err := openAppliance(ctx, t.path("bullad.toml"), cfg, newLog(false))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	l := a.logs[0]
+	document, err := ceremony.GenesisDocument(l.Ledger.Origin(), l.State().Genesis)
+	if err != nil {
+		return err
+	}
+	for _, name := range devOfficers {
+		o, err := softhsmtest.OpenOfficer(t.path("officers"), name)
+		if err != nil {
+			return err
+		}
+		signer, err := o.Signer()
+		if err != nil {
+			return err
+		}
+		signature, err := ceremony.Sign(rand.Reader, document, ceremony.Approve, signer)
+		if err != nil {
+			return err
+		}
+		body, err := record.MarshalCanonical(&ceremony.Approval{Decision: ceremony.Approve, Document: ceremony.DocumentHash(document), Officer: name, Signature: signature})
+		if err != nil {
+			return err
+		}
+		if _, err := l.Govern(ctx, ledger.Governing{Kind: record.KindApproval, Body: body}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writePolicy writes what the auditor trusts: the log's verifier keys and its genesis, as they are on this machine.

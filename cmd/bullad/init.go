@@ -58,7 +58,7 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 	if err != nil {
 		return usage(err)
 	}
-	g := p.genesis()
+	g := p.draft
 	sealer := filepath.Join(cfg.State, sealerFile)
 	if _, err := os.Lstat(lc.File); !errors.Is(err, fs.ErrNotExist) {
 		return finishInit(lc, sealer, dry, out)
@@ -128,7 +128,7 @@ func printGenesis(lc LogConfig, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%s: genesis leaf hash %x\n", lc.Origin, leaf[:])
+	_, err = fmt.Fprintf(out, "%s: genesis leaf hash %x\nto read aloud: %s\n", lc.Origin, leaf[:], strings.Join(record.Words(leaf), " "))
 	return err
 }
 

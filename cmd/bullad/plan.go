@@ -3,11 +3,16 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/ceremony"
 	"bulla/clock"
 	"bulla/hsm"
+	"bulla/record"
 )
 
 // Plan is the file that a genesis is made from: what the log will be governed by. docs/genesis.toml shows every key.
@@ -15,10 +20,18 @@ type Plan struct {
 	Origin    string     `toml:"origin"`
 	Algorithm string     `toml:"algorithm"`
 	Roles     []RolePlan `toml:"role"`
-	Quotas    QuotaPlan  `toml:"quotas"`
-	Clock     ClockPlan  `toml:"clock"`
-	Seal      SealPlan   `toml:"seal"`
-	TPM       TPMPlan    `toml:"tpm"` // not part of the genesis
+
+	Officers       []OfficerPlan    `toml:"officer"`
+	ProposerCounts bool             `toml:"proposer_counts"`
+	Thresholds     []ThresholdPlan  `toml:"threshold"`
+	Predecessor    *PredecessorPlan `toml:"predecessor"`
+
+	Quotas QuotaPlan `toml:"quotas"`
+	Clock  ClockPlan `toml:"clock"`
+	Seal   SealPlan  `toml:"seal"`
+	TPM    TPMPlan   `toml:"tpm"` // not part of the genesis
+
+	draft *ceremony.Genesis // what the plan says by itself
 }
 
 // RolePlan says who has a role.
@@ -27,6 +40,28 @@ type RolePlan struct {
 	Any  bool     `toml:"any"`
 	UIDs []uint32 `toml:"uids"`
 	GIDs []uint32 `toml:"gids"`
+}
+
+// OfficerPlan appoints an officer.
+type OfficerPlan struct {
+	Name      string `toml:"name"`
+	Key       string `toml:"key"`        // a line of a .pub file
+	Verify    bool   `toml:"verify"`     // FIDO2 keys: ask for PIN or fingerprint, too
+	ValidFrom string `toml:"valid_from"` // RFC 3339
+	ValidTo   string `toml:"valid_to"`
+}
+
+// ThresholdPlan says how many officers an action needs.
+type ThresholdPlan struct {
+	Action   string `toml:"action"`
+	Officers int    `toml:"officers"`
+}
+
+// PredecessorPlan names the log that this one succeeds, which a recovery closed.
+type PredecessorPlan struct {
+	Origin string `toml:"origin"`
+	Size   uint64 `toml:"size"`
+	Root   string `toml:"root"` // base64, as in its checkpoint
 }
 
 // QuotaPlan bounds one producer.
@@ -72,7 +107,8 @@ const defaultPCR = 13
 
 func loadPlan(path string) (*Plan, error) {
 	var p Plan
-	if err := loadTOML(path, &p); err != nil {
+	err := loadTOML(path, &p)
+	if err != nil {
 		return nil, err
 	}
 	if p.Algorithm == "" {
@@ -91,11 +127,61 @@ func loadPlan(path string) (*Plan, error) {
 	if err := p.clockPolicy().Validate(); err != nil {
 		return nil, usagef("%s: clock.%w", path, err)
 	}
+	if p.draft, err = p.genesis(); err == nil {
+		err = p.draft.ValidatePlan(time.Now().UnixNano())
+	}
+	if err != nil {
+		return nil, usagef("%s: %w", path, err)
+	}
 	return &p, nil
 }
 
+// officers are those that the plan appoints, and how many of them each action needs.
+func (p *Plan) officers(g *ceremony.Genesis) error {
+	for i, o := range p.Officers {
+		key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(o.Key))
+		if err != nil || len(options) > 0 || len(rest) > 0 {
+			return fmt.Errorf("officer[%d].key: must be a line of a .pub file, as ssh-keygen makes it", i)
+		}
+		officer := ceremony.Officer{Name: o.Name, Verify: o.Verify, Touch: strings.HasPrefix(key.Type(), "sk-"), Key: strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))}
+		for _, t := range []struct {
+			name, text string
+			to         *string
+		}{{"valid_from", o.ValidFrom, &officer.ValidFrom}, {"valid_to", o.ValidTo, &officer.ValidTo}} {
+			if t.text == "" {
+				continue
+			}
+			at, err := time.Parse(time.RFC3339Nano, t.text)
+			if err != nil {
+				return fmt.Errorf("officer[%d].%s: %q is no time as 2030-01-01T00:00:00Z", i, t.name, t.text)
+			}
+			*t.to = string(record.AppendTime(nil, at.UnixNano()))
+		}
+		g.Officers = append(g.Officers, officer)
+	}
+	for i, t := range p.Thresholds {
+		if _, twice := g.Thresholds[t.Action]; twice {
+			return fmt.Errorf("threshold[%d].action: %q is there twice", i, t.Action)
+		}
+		if g.Thresholds == nil {
+			g.Thresholds = map[string]int{}
+		}
+		g.Thresholds[t.Action] = t.Officers
+	}
+	g.ProposerCounts = p.ProposerCounts
+	if p.Predecessor == nil {
+		return nil
+	}
+	root, err := tlog.ParseHash(p.Predecessor.Root)
+	if err != nil {
+		return fmt.Errorf("predecessor.root: must be base64 of 32 bytes, as in the checkpoint")
+	}
+	g.Predecessor = &ceremony.Predecessor{Origin: p.Predecessor.Origin, Root: root, Size: p.Predecessor.Size}
+	return nil
+}
+
 // genesis is what the plan says by itself; keys and TPM come from the devices.
-func (p *Plan) genesis() *ceremony.Genesis {
+func (p *Plan) genesis() (*ceremony.Genesis, error) {
 	g := &ceremony.Genesis{
 		Origin:   p.Origin,
 		Quotas:   ceremony.Quotas{Streams: p.Quotas.Streams},
@@ -108,7 +194,7 @@ func (p *Plan) genesis() *ceremony.Genesis {
 		slices.Sort(r.GIDs)
 		g.Roles = append(g.Roles, ceremony.Role{Name: r.Name, Any: r.Any, UIDs: slices.Compact(r.UIDs), GIDs: slices.Compact(r.GIDs)})
 	}
-	return g
+	return g, p.officers(g)
 }
 
 func (p *Plan) clockPolicy() clock.Policy {

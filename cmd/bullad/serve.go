@@ -168,7 +168,7 @@ func (a *appliance) serverConfig(ready func()) server.Config {
 		Status: a.machineStatus, Gauges: a.gauges, Cosigned: a.witnesses.cosigned, TSA: a.tsa,
 	}
 	for _, l := range a.logs {
-		c.Logs = append(c.Logs, server.Log{Name: l.Name, Ledger: l.Ledger})
+		c.Logs = append(c.Logs, server.Log{Name: l.Name, Ledger: l.Ledger, Executor: &executor{a, l.LogConfig}})
 	}
 	if a.sealer != nil {
 		c.Seal, c.Activate = a.sealer.Seal, a.machine.ActivateCredential
