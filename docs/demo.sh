@@ -11,6 +11,7 @@ finish() {
   rm -rf "$work"
 }
 trap finish EXIT
+export XDG_STATE_HOME="$work/state" # what verify remembers of the log
 if [ -t 1 ]; then say() { printf '\n\033[1m%s\033[0m\n' "$*"; }; else say() { printf '\n%s\n' "$*"; }; fi
 run() { printf '$ %s\n' "$*"; "$@"; }
 

@@ -31,8 +31,16 @@ import (
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
+	state, err := os.MkdirTemp("", "state") // what bulla verify remembers
+	if err == nil {
+		err = os.Setenv("XDG_STATE_HOME", state)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
-	if err := programs.remove(); err != nil {
+	if err := errors.Join(programs.remove(), os.RemoveAll(state)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}

@@ -30,6 +30,7 @@ type fold struct {
 	endorsed  bool     // by an authority that the policy names
 	activated []uint64 // entries with a credential that the TPM opened; the last few
 	boots     boots
+	line      timeline
 
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC
@@ -46,6 +47,7 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 		return nil
 	}
 	f.state = f.state.Skip(e.Index - f.state.Next)
+	f.line.see(e)
 	if ceremony.Governs(e.Kind) {
 		if err := f.govern(ctx, e, leaf); err != nil {
 			return err
@@ -217,7 +219,9 @@ func (f *fold) summarize() {
 		r.remark("%d of %d entries have no estimate of UTC: their times are the machine's own word", total-f.estimated, total)
 	}
 	f.summarizeSeals()
-	r.miss("no earlier export or checkpoint was given", ClaimContinuity)
+	if len(r.earlier) == 0 {
+		r.miss("no earlier export or checkpoint was given", ClaimContinuity)
+	}
 	if len(r.opt.Receipts) == 0 {
 		r.miss("no receipt was given", ClaimReceipts)
 	}

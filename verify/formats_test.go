@@ -1,6 +1,8 @@
 package verify
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -30,6 +32,10 @@ func TestFormatsExamples(t *testing.T) {
 		t.Error(err)
 	} else if g.Origin != "bulla.example/dev" || !(ceremony.State{Policy: *g}).Roles(1001, nil).Auditor {
 		t.Errorf("the example of a genesis says something else: %+v", g)
+	}
+	memory := example("memory")
+	if m, err := ParseMemory(fmt.Appendf(memory, "\n%x\n", sha256.Sum256(memory))); err != nil || m.Seal.Counter != 2 {
+		t.Errorf("the example of a memory: %+v, %v", m, err)
 	}
 	var e clock.Evidence
 	if err := record.UnmarshalCanonical(example("clock"), &e); err != nil {

@@ -47,6 +47,7 @@ func (r *run) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.first = b.slots[0].leaf
 	if len(b.items) > 0 && b.items[0].slot == 0 && b.slots[0].fault != nil && b.slots[0].fault.Rule == "entry.log" {
 		if b.tile != nil && b.tile[0] != b.slots[0].leaf {
 			return nil // the entry was changed, not the head

@@ -62,8 +62,13 @@ type Report struct {
 	Governance Governance        `json:"governance"`
 	Receipts   []ReceiptResult   `json:"receipts,omitempty"`
 	Witnesses  []WitnessResult   `json:"witnesses,omitempty"` // those that the policy names
+	Earlier    []EarlierResult   `json:"earlier,omitempty"`   // seen of the log before
 	Entries    map[string]uint64 `json:"entries"`             // by kind
 	Remarks    []string          `json:"remarks,omitempty"`
+
+	// Memory is for the next run on this log; nil when there is nothing that it could rely on, or this run did not find all that was
+	// seen before.
+	Memory *Memory `json:"-"`
 }
 
 // Claim is one thing that the evidence is to show, and how far it does.
@@ -153,6 +158,7 @@ func (r *run) conclude() *Report {
 	if len(rep.Findings) > 0 {
 		rep.Verdict = OutcomeTampered
 	}
+	rep.Memory = r.remember()
 	return rep
 }
 
@@ -168,7 +174,7 @@ func (r *run) requires(name string) bool {
 	case ClaimWitnesses:
 		return r.policy.quorum() != ""
 	case ClaimContinuity:
-		return false
+		return len(r.earlier) > 0
 	}
 	return true
 }

@@ -70,6 +70,12 @@ var ownRules = []Rule{
 	{"witness.beyond", ClaimWitnesses, "The log showed a longer history than this one to a witness: its end was cut off, or an older state was put back."},
 	{"witness.tree", ClaimWitnesses, "The log's tree is not the one that was shown to a witness: the log was rewritten, or shows different histories to different people."},
 
+	{"continuity.signature", ClaimContinuity, "An earlier checkpoint carries a signature of the log's key that is not over it: the checkpoint was changed."},
+	{"continuity.beyond", ClaimContinuity, "More was seen of the log before: its end was cut off, an older state was put back, or this is an older export, which says nothing of what came later."},
+	{"continuity.tree", ClaimContinuity, "The log's tree is not the one that was seen before: the log was rewritten, or shows different histories to different people."},
+	{"continuity.counter", ClaimContinuity, "The TPM's counter is below what it was seen to have reached: an older state of the TPM, or another one, was put in its place."},
+	{"continuity.clock", ClaimContinuity, "The TPM's clock or its counts are behind what was seen before: an older state of the TPM was put back, or it was cleared."},
+
 	{"enrolment.endorsement", ClaimSeals, "No authority that the policy trusts certifies the TPM's endorsement key: the TPM is not of a maker that is trusted, or is no TPM."},
 	{"enrolment.ak", ClaimSeals, "The log's TPM has another attestation key than the policy trusts: the log is of another machine."},
 	{"enrolment.activation", ClaimSeals, "What the log says of a credential that the TPM opened does not hold: the secret is not the credential's, or it is for another TPM."},

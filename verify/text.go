@@ -19,6 +19,7 @@ func (rep *Report) WriteText(w io.Writer) error {
 	rep.writeFindings(&b)
 	section(&b, "Missing", rep.Missing)
 	rep.writeReceipts(&b)
+	rep.writeEarlier(&b)
 	section(&b, "Remarks", rep.Remarks)
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -137,6 +138,20 @@ func (rep *Report) writeReceipts(w io.Writer) {
 		} else {
 			fmt.Fprintf(w, "  %s: %s%s\n", res.Name, res.Status, why)
 		}
+	}
+}
+
+func (rep *Report) writeEarlier(w io.Writer) {
+	if len(rep.Earlier) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nSeen before")
+	for _, res := range rep.Earlier {
+		why := ""
+		if res.Why != "" {
+			why = ": " + res.Why
+		}
+		fmt.Fprintf(w, "  %s, %d entries: %s%s\n", res.Name, res.Size, res.Status, why)
 	}
 }
 

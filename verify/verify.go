@@ -16,6 +16,8 @@
 //	seals.go    what the TPM attested; enrolment.go why it is trusted; boot.go what was measured
 //	history.go  roots and leaf hashes of earlier sizes, as they were judged
 //	receipts.go receipts held outside the log
+//	continuity.go what was seen of the log before; memory.go what a run remembers of it
+//	timeline.go the log's course, for pictures of it
 //	witness.go  heads that witnesses cosigned, and the policy's quorum
 //	rest.go     files that the head does not need; copies.go those of seals for standard tools
 //	export.go   the other way: evidence copied from where it is served or stored; readme.go its README
@@ -30,6 +32,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 
 	"bulla/record"
@@ -38,9 +41,14 @@ import (
 // Options is what a run is given beside evidence and policy. The zero value is usable.
 type Options struct {
 	Receipts    []Receipt                // held outside the log, to be checked against it
+	Earlier     []Earlier                // seen of the log before, to be found in it again
 	Progress    func(done, total uint64) // entries; called in order, from one goroutine; nil: not called
 	Workers     int                      // goroutines that parse and hash; 0: one for each CPU, at most 16
 	MaxFindings int                      // findings kept in the report, the rest is counted; 0: 100
+
+	// Recall gives what an earlier run remembered (Report.Memory) of the log with this genesis, by its leaf hash; nil if nothing. It is
+	// called before the entries are read, and its error ends the run. nil: nothing is remembered.
+	Recall func(origin string, genesis record.Hash) (*Memory, error)
 }
 
 // Receipt is a receipt as its holder has it.
@@ -65,6 +73,9 @@ func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report,
 		if err := r.identify(ctx); err != nil {
 			return nil, err
 		}
+		if err := r.recall(); err != nil {
+			return nil, err
+		}
 		// 2. Every entry and every tile: parsed and hashed on all cores, judged in the order of the log.
 		if err := r.readEntries(ctx); err != nil {
 			return nil, err
@@ -85,12 +96,16 @@ func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report,
 		if err := r.judgeWitnesses(ctx); err != nil {
 			return nil, err
 		}
-		// 7. Files that the head does not need are prefixes of those that it does, or are no evidence.
+		// 7. What was seen of the log before is still in it.
+		if err := r.judgeContinuity(ctx); err != nil {
+			return nil, err
+		}
+		// 8. Files that the head does not need are prefixes of those that it does, or are no evidence.
 		if err := r.judgeRest(ctx); err != nil {
 			return nil, err
 		}
 	}
-	// 8. Only now an answer.
+	// 9. Only now an answer.
 	return r.conclude(), nil
 }
 
@@ -106,8 +121,10 @@ type run struct {
 	headOK bool              // the text could be read
 	origin string            // the log that the entries belong to: the head's, unless the first entry says otherwise
 
-	witnessed uint64   // entries that a quorum of witnesses vouches for
-	cosigned  [][]byte // checkpoints that witnesses cosigned, as they are
+	first     record.Hash // leaf hash of entry 0 as it is there
+	earlier   []Earlier   // what was given, and what was remembered
+	witnessed uint64      // entries that a quorum of witnesses vouches for
+	cosigned  [][]byte    // checkpoints that witnesses cosigned, as they are
 
 	claims map[string]*claimState
 	chain  chain
@@ -123,7 +140,7 @@ func newRun(src Source, policy *Policy, opt Options) *run {
 	if opt.MaxFindings <= 0 {
 		opt.MaxFindings = 100
 	}
-	r := &run{src: src, policy: policy, opt: opt, report: &Report{Entries: map[string]uint64{}}, claims: map[string]*claimState{}}
+	r := &run{src: src, policy: policy, opt: opt, earlier: slices.Clone(opt.Earlier), report: &Report{Entries: map[string]uint64{}}, claims: map[string]*claimState{}}
 	for _, name := range claimNames {
 		r.claims[name] = &claimState{}
 	}

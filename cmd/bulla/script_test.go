@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 				}
 			})
 			env.Setenv("BULLA_SOCKET", filepath.Join(dir, "sign.sock"))
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "flip": flip},

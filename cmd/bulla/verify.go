@@ -16,7 +16,8 @@ import (
 
 func (t *tool) verifyCommand() *cobra.Command {
 	var policy string
-	var receipts []string
+	var receipts, earlier []string
+	var m memory
 	cmd := &cobra.Command{
 		Use:   "verify EVIDENCE",
 		Short: "Check an exported log, offline",
@@ -39,8 +40,12 @@ the operator's records, not from the appliance. Without one the answer is at bes
   tail N                at most N entries may be without seal, receipt or cosignatures
   recovery HEX          the declared recovery in the entry with this leaf hash is accepted
 
---receipt checks a receipt (INDEX.json or INDEX.tlog-proof) by itself and against the log.`,
-		Example: "  bulla verify /media/evidence --policy auditor.policy\n  bulla verify evidence.tar --policy auditor.policy --receipt 17.json --json",
+--receipt checks a receipt (INDEX.json or INDEX.tlog-proof) by itself and against the log.
+
+A log that was not found tampered is remembered: its size and root, and how far its TPM had come. The next run checks that the log
+extends that, so that a shorter or another log is found even where nothing else tells. --earlier does the same with a checkpoint or an
+export that was kept. To check an old export after a newer one, say --no-memory.`,
+		Example: "  bulla verify /media/evidence --policy auditor.policy\n  bulla verify evidence.tar --policy auditor.policy --receipt 17.json --json\n  bulla verify evidence --policy auditor.policy --earlier last-year.tar",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			opt, err := readReceipts(receipts)
@@ -51,16 +56,29 @@ the operator's records, not from the appliance. Without one the answer is at bes
 			if err != nil {
 				return err
 			}
-			return t.verify(cmd.Context(), given[0], p, opt)
+			for _, path := range earlier {
+				e, err := readEarlier(cmd.Context(), path)
+				if err != nil {
+					return err
+				}
+				opt.Earlier = append(opt.Earlier, e)
+			}
+			if m.off && m.path != "" {
+				return usagef("--memory and --no-memory contradict each other")
+			}
+			return t.verify(cmd.Context(), given[0], p, opt, &m)
 		},
 	}
 	cmd.Flags().StringVar(&policy, "policy", "", "file that says what to trust")
 	cmd.Flags().StringArrayVar(&receipts, "receipt", nil, "receipt to check against the log; may be repeated")
+	cmd.Flags().StringArrayVar(&earlier, "earlier", nil, "checkpoint or export that was seen before, which the log must extend; may be repeated")
+	cmd.Flags().StringVar(&m.path, "memory", "", "file with what earlier runs knew of the log (default: one for each log in $XDG_STATE_HOME/bulla/verify)")
+	cmd.Flags().BoolVar(&m.off, "no-memory", false, "neither compare with earlier runs nor remember this one")
 	return cmd
 }
 
 // verify checks evidence and prints the report; the error carries the verdict's exit code.
-func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, opt verify.Options) error {
+func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, opt verify.Options, m *memory) error {
 	src, done, err := openEvidence(ctx, path)
 	if err != nil {
 		return err
@@ -68,11 +86,15 @@ func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, o
 	defer done()
 	p := t.progress("verifying")
 	opt.Progress = p.show
+	if !m.off {
+		opt.Recall = m.recall
+	}
 	report, err := verify.Run(ctx, src, policy, opt)
 	p.clear()
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", path, err)
 	}
+	kept := m.keep(report.Memory)
 	if t.json {
 		err = t.printJSON(report)
 	} else {
@@ -80,6 +102,9 @@ func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, o
 	}
 	if err != nil {
 		return err
+	}
+	if kept != nil {
+		fmt.Fprintf(t.err, "bulla: nothing is remembered of this run: %v; name a file with --memory, or say --no-memory\n", kept)
 	}
 	return coded(verdictCode(report.Verdict), nil)
 }
