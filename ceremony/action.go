@@ -302,11 +302,7 @@ func (c *KeyRotate) finish(s *State, e *record.Entry, of *Pending, outcome []byt
 }
 
 func lineVerifiers(origin string, k *Key) ([]note.Verifier, error) {
-	pub, err := x509.ParsePKIXPublicKey(k.SPKI)
-	if err != nil {
-		return nil, err
-	}
-	vkey, err := record.VKey(origin, pub)
+	vkey, err := k.VKey(origin)
 	if err != nil {
 		return nil, err
 	}

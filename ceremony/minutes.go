@@ -292,6 +292,16 @@ func (c *Chronicle) Ceremonies() []Ceremony {
 	return out
 }
 
+// Proposal is what was proposed under a number, as it was then, and the state that governed before it. Where it is still open,
+// State().Open has the decisions on it. ok is false of a number that was never used, and of 0.
+func (c *Chronicle) Proposal(number uint64) (p *Pending, before State, ok bool) {
+	ch := c.chapter(number)
+	if ch == nil || ch.pending == nil {
+		return nil, State{}, false
+	}
+	return ch.pending, ch.before, true
+}
+
 // Minutes are what a ceremony was, for people: written as Markdown or as HTML to print.
 type Minutes struct {
 	title    string

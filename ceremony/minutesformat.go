@@ -25,7 +25,7 @@ func (m *Minutes) Markdown() []byte {
 			if i > 0 {
 				b.WriteByte('\n')
 			}
-			fmt.Fprintf(&b, "%s\n\n```\n%s```\n", markdown(h.name), aloud(h.hash))
+			fmt.Fprintf(&b, "%s\n\n```\n%s```\n", markdown(h.name), Aloud(h.hash))
 		}
 	}
 	return b.Bytes()
@@ -61,8 +61,8 @@ func markdown(s string) string {
 	return b.String()
 }
 
-// aloud is a hash in hex, eight bytes a line, each line with its words (record.Words), to be read to each other.
-func aloud(h record.Hash) string {
+// Aloud is a hash in hex, eight bytes a line, each line with its words (record.Words), to be read to each other.
+func Aloud(h record.Hash) string {
 	var b strings.Builder
 	words := record.Words(h)
 	for i := 0; i < len(h); i += 8 {
@@ -107,7 +107,7 @@ func (m *Minutes) HTML() []byte {
 			b.WriteString("</ul>\n")
 		}
 		for _, h := range s.hashes {
-			fmt.Fprintf(&b, "<p>%s</p>\n<pre>%s</pre>\n", html.EscapeString(h.name), html.EscapeString(aloud(h.hash)))
+			fmt.Fprintf(&b, "<p>%s</p>\n<pre>%s</pre>\n", html.EscapeString(h.name), html.EscapeString(Aloud(h.hash)))
 		}
 	}
 	b.WriteString("</body>\n</html>\n")

@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 
@@ -78,13 +79,32 @@ func (p *Proposal) expires() int64 {
 	return t
 }
 
+// genesisDocument is what officers sign of a genesis.
+type genesisDocument struct {
+	Action string      `json:"action"`
+	Leaf   record.Hash `json:"leaf"`
+	Log    string      `json:"log"`
+	V      int         `json:"v"`
+}
+
 // GenesisDocument is what officers sign to approve the genesis of a log, whose leaf hash names every byte of it. It is no proposal,
 // and no proposal is one.
 func GenesisDocument(origin string, leaf record.Hash) ([]byte, error) {
-	return record.MarshalCanonical(struct {
-		Action string      `json:"action"`
-		Leaf   record.Hash `json:"leaf"`
-		Log    string      `json:"log"`
-		V      int         `json:"v"`
-	}{ActionGenesis, leaf, origin, 1})
+	return record.MarshalCanonical(genesisDocument{ActionGenesis, leaf, origin, 1})
+}
+
+// ParseGenesisDocument reads what GenesisDocument makes, and nothing else.
+func ParseGenesisDocument(document []byte) (origin string, leaf record.Hash, err error) {
+	var d genesisDocument
+	if err := record.UnmarshalCanonical(document, &d); err != nil {
+		return "", leaf, refuse(RuleDocument, "%v", err)
+	}
+	if err := record.CheckOrigin(d.Log); err != nil {
+		return "", leaf, refuse(RuleDocument, "log: %v", err)
+	}
+	again, err := GenesisDocument(d.Log, d.Leaf)
+	if err != nil || !bytes.Equal(again, document) {
+		return "", leaf, refuse(RuleDocument, "not the document that approves a genesis")
+	}
+	return d.Log, d.Leaf, nil
 }

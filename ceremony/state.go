@@ -9,7 +9,7 @@
 //	proposal.go  the document that is signed      action.go     what a document may ask for, and what its doing leaves
 //	bodies.go    entries: a document, a decision on it, its enactment
 //	signature.go signatures of officers (SSHSIG)  refused.go    why something is refused
-//	describe.go  a document as words: what it would change
+//	describe.go  a document as words: what it would change        policyedit.go  and from words: one value of a policy
 //	minutes.go   a ceremony as words, from the log alone; minutesformat.go writes them
 //
 // A proposal names the state that it was made against by its hash, and an enactment changes the state; so at most one of the open
@@ -541,6 +541,18 @@ func (s State) Propose(content any, proposer string, head Head, expires int64) (
 	return document, err
 }
 
+// Admits says what the log, in this state and at a time, would refuse a proposal for, whoever signed it. It is nil where nothing is.
+// Next must not be below the size of the head that the proposal names.
+func (s State) Admits(p *Proposal, at clock.Stamp) error {
+	if err := s.Ready(); err != nil {
+		return err
+	}
+	if _, err := s.officer(p.Proposer, at); err != nil {
+		return err
+	}
+	return s.fits(p, &record.Entry{Index: s.Next, Stamp: at})
+}
+
 // Key returns the public key in force for a purpose.
 func (s State) Key(purpose string) (crypto.PublicKey, bool) {
 	k := s.key(purpose)
@@ -581,20 +593,42 @@ func (s State) Find(spki record.Hash) (Key, bool) {
 }
 
 // VKeys are the verifier keys (C2SP signed-note) of every line that a checkpoint must carry in this state, the authoritative first.
-func (s State) VKeys() ([]string, error) {
+func (s State) VKeys() ([]string, error) { return s.VKeysAt(record.MaxInt) }
+
+// VKeysAt are the verifier keys of every line that a checkpoint over so many entries must carry: keys sign heads until they are
+// replaced.
+func (s State) VKeysAt(size uint64) ([]string, error) {
 	var out []string
 	for _, purpose := range []string{PurposeLog, PurposeInterop} {
-		pub, ok := s.Key(purpose)
-		if !ok {
+		k := s.key(purpose)
+		for i := len(s.Past) - 1; i >= 0 && size <= s.Past[i].Until; i-- {
+			if s.Past[i].Key.Purpose == purpose {
+				k = &s.Past[i].Key
+			}
+		}
+		if k == nil {
 			continue
 		}
-		v, err := record.VKey(s.Policy.Origin, pub)
+		v, err := k.VKey(s.Policy.Origin)
 		if err != nil {
-			return nil, fmt.Errorf("key for %s: %w", purpose, err)
+			return nil, err
 		}
 		out = append(out, v)
 	}
 	return out, nil
+}
+
+// VKey is the key as a verifier key (C2SP signed-note) of a log.
+func (k *Key) VKey(origin string) (string, error) {
+	pub, err := x509.ParsePKIXPublicKey(k.SPKI)
+	if err != nil {
+		return "", fmt.Errorf("key for %s: %w", k.Purpose, err)
+	}
+	v, err := record.VKey(origin, pub)
+	if err != nil {
+		return "", fmt.Errorf("key for %s: %w", k.Purpose, err)
+	}
+	return v, nil
 }
 
 // Roles is what one caller may do.
