@@ -172,16 +172,53 @@ func (f *fold) damaged(index uint64, event bool) {
 	f.stopped = f.stopped || !event
 }
 
-// vkeys are the keys that must sign the head by the log's own governance.
-func (f *fold) vkeys() []string {
+// vkeys are the keys that must sign a head over so many entries by the log's own governance.
+func (f *fold) vkeys(size uint64) []string {
 	if !f.known || f.stopped {
 		return nil
 	}
-	keys, err := f.state.VKeys()
+	keys, err := f.state.VKeysAt(size)
 	if err != nil {
 		return nil // a genesis with such a key was refused
 	}
 	return keys
+}
+
+// signers are the keys that must sign a head over so many entries: those that governed then, and those that the policy pins. A pinned
+// key that a ceremony has replaced, or that has replaced another since, must not: from the trusted genesis on the log says itself
+// who signs.
+func (f *fold) signers(size uint64) (keys []string, trusted bool) {
+	keys = f.vkeys(size)
+	history := f.history()
+	for _, v := range f.r.policy.keys(f.r.origin) {
+		trusted = true
+		if slices.Contains(history, v) {
+			continue
+		}
+		keys = append(keys, v)
+	}
+	return keys, trusted
+}
+
+// history are all keys that the log's governance has or had for its lines.
+func (f *fold) history() []string {
+	if !f.known || f.stopped {
+		return nil
+	}
+	all := slices.Clone(f.state.Policy.Keys)
+	for _, p := range f.state.Past {
+		all = append(all, p.Key)
+	}
+	var out []string
+	for i := range all {
+		if all[i].Purpose == ceremony.PurposePCR {
+			continue
+		}
+		if v, err := all[i].VKey(f.state.Policy.Origin); err == nil {
+			out = append(out, v)
+		}
+	}
+	return out
 }
 
 // summarize fills in what the report says of governance, and settles the claims that the fold decides.
@@ -191,7 +228,7 @@ func (f *fold) summarize() {
 	g.Officers = []string{}
 	if f.known {
 		p := f.state.Policy
-		g.Known, g.TPM, g.Thresholds, g.Keys = true, p.TPM != nil, p.Thresholds, f.vkeys()
+		g.Known, g.TPM, g.Thresholds, g.Keys = true, p.TPM != nil, p.Thresholds, f.vkeys(record.MaxInt)
 		for _, o := range p.Officers {
 			g.Officers = append(g.Officers, o.Name)
 		}

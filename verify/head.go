@@ -74,14 +74,7 @@ func headText(signed []byte) (record.Checkpoint, error) {
 // must be there; an additional Ed25519 line may be missing (it is not in receipts, nor in what comes from a store at rest), but not
 // be wrong.
 func (r *run) judgeSignatures() {
-	pinned := r.policy.keys(r.origin)
-	governed := r.fold.vkeys()
-	required := slices.Clone(pinned)
-	for _, v := range governed {
-		if !slices.Contains(required, v) {
-			required = append(required, v)
-		}
-	}
+	required, pinned := r.fold.signers(r.head.Size)
 	for _, vkey := range required {
 		missing, err := checkLine(r.signed, vkey)
 		if err != nil {
@@ -94,13 +87,25 @@ func (r *run) judgeSignatures() {
 		r.find(Finding{Rule: "checkpoint.origin", File: checkpoint, Expected: "origin " + quote(name), Found: "origin " + quote(r.head.Origin)})
 	}
 	r.remarkUnknown("the checkpoint", r.signed, required)
+	if _, ok := r.policy.genesis(r.origin); pinned && !ok {
+		r.remarkReplaced(required)
+	}
 	switch {
 	case r.policy == nil:
 		r.miss("no policy was given: the log's keys are known only from the log itself", ClaimSignatures)
-	case len(pinned) == 0:
+	case !pinned:
 		r.miss(fmt.Sprintf("the policy has no key of log %q", r.origin), ClaimSignatures)
 	}
 	r.covered(r.head.Size, ClaimSignatures)
+}
+
+// remarkReplaced misses the signatures where the policy's keys were replaced, and it has no genesis to say that they rightly were.
+func (r *run) remarkReplaced(required []string) {
+	for _, v := range r.policy.keys(r.origin) {
+		if !slices.Contains(required, v) {
+			r.miss(fmt.Sprintf("the log says that its key %s was replaced by a ceremony, and the policy has no genesis to trust that from", short(v)), ClaimSignatures)
+		}
+	}
 }
 
 // foreignLine reports whether the head carries a valid line of a log that the policy knows under another name: the key's holder

@@ -52,11 +52,7 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	res.Size = head.Size
 
 	// The receipt by itself: signed, and the entry in the tree that was signed.
-	keys := r.policy.keys(head.Origin)
-	trusted := len(keys) > 0
-	if !trusted {
-		keys = r.fold.vkeys()
-	}
+	keys, trusted := r.fold.signers(head.Size)
 	for _, vkey := range keys {
 		if _, err := checkLine(p.checkpoint, vkey); err != nil {
 			return violated("receipt.signature", "a valid line by "+short(vkey), fmt.Sprintf("%.300s", err.Error()))

@@ -300,7 +300,7 @@ func (r *run) judgeCosigned(ctx context.Context, name string, signed []byte) err
 // knownKeys are the log's keys: those that the policy pins, and those that govern it.
 func (r *run) knownKeys() []string {
 	keys := slices.Clone(r.policy.keys(r.origin))
-	for _, v := range r.fold.vkeys() {
+	for _, v := range r.fold.history() {
 		if !slices.Contains(keys, v) {
 			keys = append(keys, v)
 		}
