@@ -120,6 +120,9 @@ func (a *appliance) signer(ctx context.Context, lc LogConfig, k ceremony.Key) (l
 	if err != nil {
 		return ledger.Signer{}, fmt.Errorf("%s: %w", keyField(k.Purpose), err)
 	}
+	if a.cfg.signDelay > 0 {
+		s.Signer = slowKey{s.Signer, a.cfg.signDelay}
+	}
 	return s, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -26,6 +27,8 @@ type Config struct {
 	Witnesses []WitnessConfig `toml:"witness"`
 	TSA       *TSAConfig      `toml:"tsa,omitempty"` // absent: no time-stamps
 	PINs      []PINConfig     `toml:"pin,omitempty"` // kept by the TPM
+
+	signDelay time.Duration // of each signature of a log: dev sets it, no file can
 }
 
 // SocketsConfig says where sign.sock and http.sock lie.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
@@ -23,8 +24,7 @@ import (
 )
 
 func devCommand() *cobra.Command {
-	var dir string
-	var tpmKey bool
+	var f devFlags
 	c := &cobra.Command{
 		Use:   "dev --dir DIR",
 		Short: "Run a complete throwaway appliance in the foreground",
@@ -35,17 +35,28 @@ nothing: all its devices are files.`,
 		Example: "  bullad dev --dir dev",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			abs, err := filepath.Abs(dir)
+			abs, err := filepath.Abs(f.dir)
 			if err != nil {
 				return usage(err)
 			}
-			return dev(cmd.Context(), abs, tpmKey, cmd.OutOrStdout())
+			f.dir = abs
+			return dev(cmd.Context(), f, cmd.OutOrStdout())
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "directory of the appliance")
-	c.Flags().BoolVar(&tpmKey, "tpm-key", false, "sign the log with a key in the TPM instead of the HSM")
+	c.Flags().StringVar(&f.dir, "dir", "", "directory of the appliance")
+	c.Flags().BoolVar(&f.tpmKey, "tpm-key", false, "sign the log with a key in the TPM instead of the HSM")
+	c.Flags().StringVar(&f.profile, "profile", "", "directory for profiles of the daemon, written when it ends")
+	c.Flags().DurationVar(&f.delay, "hsm-delay", 0, "how much longer the HSM takes for a signature")
 	must(c.MarkFlagRequired("dir"))
 	return c
+}
+
+// devFlags is what `bullad dev` is told.
+type devFlags struct {
+	dir     string
+	tpmKey  bool
+	profile string        // directory; empty: no profiles
+	delay   time.Duration // of each signature
 }
 
 const (
@@ -67,9 +78,12 @@ type throwaway struct {
 
 func (t *throwaway) path(name string) string { return filepath.Join(t.dir, name) }
 
-// dev makes or reopens the appliance in dir and serves it.
-func dev(ctx context.Context, dir string, tpmKey bool, out io.Writer) (err error) {
-	t := &throwaway{dir: dir}
+// dev makes or reopens the appliance and serves it.
+func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
+	if f.delay < 0 {
+		return usagef("--hsm-delay: must not be negative")
+	}
+	t := &throwaway{dir: f.dir}
 	defer func() { err = errors.Join(err, t.close()) }()
 	_, statErr := os.Stat(t.path("bullad.toml"))
 	fresh := errors.Is(statErr, fs.ErrNotExist)
@@ -81,7 +95,7 @@ func dev(ctx context.Context, dir string, tpmKey bool, out io.Writer) (err error
 	if err != nil {
 		return err
 	}
-	if err := t.configure(tpmKey, fresh); err != nil {
+	if err := t.configure(f.tpmKey, fresh); err != nil {
 		return err
 	}
 	cfg, err := loadConfig(t.path("bullad.toml"))
@@ -105,6 +119,14 @@ func dev(ctx context.Context, dir string, tpmKey bool, out io.Writer) (err error
 	}
 	if err := t.writePolicy(cfg.Logs[0].File); err != nil {
 		return err
+	}
+	cfg.signDelay = f.delay
+	if f.profile != "" {
+		p, err2 := startProfiles(f.profile)
+		if err2 != nil {
+			return err2
+		}
+		defer func() { err = errors.Join(err, p.stop()) }()
 	}
 	return serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(out, "ready") })
 }
