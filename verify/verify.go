@@ -42,6 +42,7 @@ import (
 type Options struct {
 	Receipts    []Receipt                // held outside the log, to be checked against it
 	Earlier     []Earlier                // seen of the log before, to be found in it again
+	Live        string                   // where the evidence is served; "": it is a copy at rest
 	Progress    func(done, total uint64) // entries; called in order, from one goroutine; nil: not called
 	Workers     int                      // goroutines that parse and hash; 0: one for each CPU, at most 16
 	MaxFindings int                      // findings kept in the report, the rest is counted; 0: 100
@@ -61,6 +62,10 @@ type Receipt struct {
 // reading, or ctx's; what is wrong with the evidence is in the report.
 func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report, error) {
 	r := newRun(src, policy, opt)
+
+	if opt.Live != "" {
+		r.remark("read live from %s: this judges what was served just now; what is to be shown later has to be exported and kept", quote(opt.Live))
+	}
 
 	// 1. The head says what the log claims to be: its origin, its size, its root.
 	if err := r.readCosigned(ctx); err != nil {

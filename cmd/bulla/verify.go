@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,7 +24,8 @@ func (t *tool) verifyCommand() *cobra.Command {
 		Use:   "verify EVIDENCE",
 		Short: "Check an exported log, offline",
 		Long: `verify checks an exported log: a directory or an uncompressed tar file in C2SP tlog-tiles layout. It needs no appliance and
-no network. The answer is one of three:
+no network. The URL of a tile tree that is served (https://..., http+unix:///run/bulla/http.sock), or --socket in place of EVIDENCE,
+has it checked where it is. The answer is one of three:
 
   verified       every claim that the policy requires was checked and holds (exit 0)
   tampered       the evidence contradicts itself or the policy; the findings say where and how (exit 1)
@@ -46,7 +49,7 @@ A log that was not found tampered is remembered: its size and root, and how far 
 extends that, so that a shorter or another log is found even where nothing else tells. --earlier does the same with a checkpoint or an
 export that was kept. To check an old export after a newer one, say --no-memory.`,
 		Example: "  bulla verify /media/evidence --policy auditor.policy\n  bulla verify evidence.tar --policy auditor.policy --receipt 17.json --json\n  bulla verify evidence --policy auditor.policy --earlier last-year.tar",
-		Args:    args(cobra.ExactArgs(1)),
+		Args:    args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			opt, err := readReceipts(receipts)
 			if err != nil {
@@ -66,7 +69,10 @@ export that was kept. To check an old export after a newer one, say --no-memory.
 			if m.off && m.path != "" {
 				return usagef("--memory and --no-memory contradict each other")
 			}
-			return t.verify(cmd.Context(), given[0], p, opt, &m)
+			if len(given) == 0 && !cmd.Flags().Changed("socket") {
+				return usagef("name the evidence: a directory, a tar file, the URL of a tile tree, or an appliance with --socket; see `bulla verify --help`")
+			}
+			return t.verify(cmd.Context(), strings.Join(given, ""), p, opt, &m)
 		},
 	}
 	cmd.Flags().StringVar(&policy, "policy", "", "file that says what to trust")
@@ -74,16 +80,17 @@ export that was kept. To check an old export after a newer one, say --no-memory.
 	cmd.Flags().StringArrayVar(&earlier, "earlier", nil, "checkpoint or export that was seen before, which the log must extend; may be repeated")
 	cmd.Flags().StringVar(&m.path, "memory", "", "file with what earlier runs knew of the log (default: one for each log in $XDG_STATE_HOME/bulla/verify)")
 	cmd.Flags().BoolVar(&m.off, "no-memory", false, "neither compare with earlier runs nor remember this one")
-	return cmd
+	return t.reads(cmd)
 }
 
 // verify checks evidence and prints the report; the error carries the verdict's exit code.
 func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, opt verify.Options, m *memory) error {
-	src, done, err := openEvidence(ctx, path)
+	src, live, done, err := t.evidence(ctx, path)
 	if err != nil {
 		return err
 	}
 	defer done()
+	opt.Live, path = live, cmp.Or(live, path)
 	p := t.progress("verifying")
 	opt.Progress = p.show
 	if !m.off {
@@ -107,6 +114,16 @@ func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, o
 		fmt.Fprintf(t.err, "bulla: nothing is remembered of this run: %v; name a file with --memory, or say --no-memory\n", kept)
 	}
 	return coded(verdictCode(report.Verdict), nil)
+}
+
+// evidence opens what is to be verified; live says where it is served, and is empty of what is at rest.
+func (t *tool) evidence(ctx context.Context, path string) (src verify.Source, live string, done func(), err error) {
+	if path == "" || isServed(path) {
+		src, live, err = t.liveEvidence(ctx, path)
+		return src, live, func() {}, err
+	}
+	src, done, err = openEvidence(ctx, path)
+	return src, "", done, err
 }
 
 func verdictCode(v verify.Verdict) int {
