@@ -30,6 +30,8 @@ const (
 	ceremonyBurst = 60
 	ceremonyEvery = time.Second // and on average
 	enactTime     = 2 * time.Minute
+
+	maxBodyDepth = 7 // levels, of an entry's body
 )
 
 // propose takes a document that an officer proposes.
@@ -154,7 +156,7 @@ func (c *call) ceremonyBody(parse func(b []byte) error) ([]byte, error) {
 		return nil, err
 	}
 	defer free()
-	if b, err = record.Canonicalize(bytes.TrimSpace(b), 1); err != nil {
+	if b, err = record.Canonicalize(bytes.TrimSpace(b), maxBodyDepth); err != nil {
 		return nil, err
 	}
 	return b, parse(b)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
 	"bulla/ceremony"
 	"bulla/hsm"
@@ -372,6 +373,15 @@ func shown(uri string) string {
 
 // resume finishes or undoes what an enactment that was interrupted left in the devices, and says which.
 func (a *appliance) resume(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for !a.clock.Now().HasEstimate { // without it nobody can say what has expired
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 	for _, l := range a.logs {
 		state := l.State()
 		for _, p := range state.Open() {
