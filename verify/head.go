@@ -76,7 +76,7 @@ func headText(signed []byte) (record.Checkpoint, error) {
 func (r *run) judgeSignatures() {
 	required, pinned := r.fold.signers(r.head.Size)
 	for _, vkey := range required {
-		missing, err := checkLine(r.signed, vkey)
+		missing, err := r.checkLine(r.signed, vkey)
 		if err != nil {
 			r.find(Finding{Rule: "checkpoint.signature", File: checkpoint, Expected: "a valid line by " + short(vkey), Found: err.Error()})
 		} else if missing {
@@ -157,8 +157,8 @@ func (r *run) unknownLines(signed []byte, vkeys []string) int {
 }
 
 // checkLine checks a checkpoint's line by one key. Only the line of an additional key may be missing.
-func checkLine(signed []byte, vkey string) (missing bool, err error) {
-	v, err := record.NewVerifier(vkey)
+func (r *run) checkLine(signed []byte, vkey string) (missing bool, err error) {
+	v, err := r.opt.thief.verifier(vkey)
 	if err != nil {
 		return false, err
 	}

@@ -54,7 +54,7 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	// The receipt by itself: signed, and the entry in the tree that was signed.
 	keys, trusted := r.fold.signers(head.Size)
 	for _, vkey := range keys {
-		if _, err := checkLine(p.checkpoint, vkey); err != nil {
+		if _, err := r.checkLine(p.checkpoint, vkey); err != nil {
 			return violated("receipt.signature", "a valid line by "+short(vkey), fmt.Sprintf("%.300s", err.Error()))
 		}
 	}

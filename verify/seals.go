@@ -44,6 +44,9 @@ func (f *fold) enrol() {
 		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(0), Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
 		return
 	}
+	if t := f.r.opt.thief; t != nil {
+		replay.Also(t.seals)
+	}
 	f.replay = replay
 }
 

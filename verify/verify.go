@@ -47,6 +47,8 @@ type Options struct {
 	Workers     int                      // goroutines that parse and hash; 0: one for each CPU, at most 16
 	MaxFindings int                      // findings kept in the report, the rest is counted; 0: 100
 
+	thief *thief // of the selftest; nil: nobody has stolen a key
+
 	// Recall gives what an earlier run remembered (Report.Memory) of the log with this genesis, by its leaf hash; nil if nothing. It is
 	// called before the entries are read, and its error ends the run. nil: nothing is remembered.
 	Recall func(origin string, genesis record.Hash) (*Memory, error)

@@ -297,7 +297,7 @@ func (r *run) judgeCosigned(ctx context.Context, name string, signed []byte) err
 	return nil
 }
 
-// knownKeys are the log's keys: those that the policy pins, and those that govern it.
+// knownKeys are the log's keys: those that the policy pins, and those that govern it or did.
 func (r *run) knownKeys() []string {
 	keys := slices.Clone(r.policy.keys(r.origin))
 	for _, v := range r.fold.history() {
@@ -310,7 +310,7 @@ func (r *run) knownKeys() []string {
 
 // signedBy checks a note's line by one of the log's keys.
 func (r *run) signedBy(signed []byte, vkey string) (missing bool, bad string) {
-	v, err := record.NewVerifier(vkey)
+	v, err := r.opt.thief.verifier(vkey)
 	if err != nil {
 		return true, ""
 	}

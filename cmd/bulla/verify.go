@@ -20,6 +20,7 @@ func (t *tool) verifyCommand() *cobra.Command {
 	var policy string
 	var receipts, earlier []string
 	var m memory
+	var selftest bool
 	cmd := &cobra.Command{
 		Use:   "verify EVIDENCE",
 		Short: "Check an exported log, offline",
@@ -47,7 +48,11 @@ the operator's records, not from the appliance. Without one the answer is at bes
 
 A log that was not found tampered is remembered: its size and root, and how far its TPM had come. The next run checks that the log
 extends that, so that a shorter or another log is found even where nothing else tells. --earlier does the same with a checkpoint or an
-export that was kept. To check an old export after a newer one, say --no-memory.`,
+export that was kept. To check an old export after a newer one, say --no-memory.
+
+--selftest shows that this verifier finds tampering with this very evidence: it tampers with copies of it, in memory, in every way of
+docs/selftest.md, one at a time, and says which rule found each, and where. Exit 0: all that can be tried were found; 1: one was not;
+2: the evidence itself is not verified, and nothing was tried.`,
 		Example: "  bulla verify /media/evidence --policy auditor.policy\n  bulla verify evidence.tar --policy auditor.policy --receipt 17.json --json\n  bulla verify evidence --policy auditor.policy --earlier last-year.tar",
 		Args:    args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -58,6 +63,9 @@ export that was kept. To check an old export after a newer one, say --no-memory.
 			p, err := readPolicy(policy)
 			if err != nil {
 				return err
+			}
+			if selftest {
+				return t.selftest(cmd.Context(), strings.Join(given, ""), p, opt.Receipts)
 			}
 			for _, path := range earlier {
 				e, err := readEarlier(cmd.Context(), path)
@@ -80,6 +88,7 @@ export that was kept. To check an old export after a newer one, say --no-memory.
 	cmd.Flags().StringArrayVar(&earlier, "earlier", nil, "checkpoint or export that was seen before, which the log must extend; may be repeated")
 	cmd.Flags().StringVar(&m.path, "memory", "", "file with what earlier runs knew of the log (default: one for each log in $XDG_STATE_HOME/bulla/verify)")
 	cmd.Flags().BoolVar(&m.off, "no-memory", false, "neither compare with earlier runs nor remember this one")
+	cmd.Flags().BoolVar(&selftest, "selftest", false, "tamper with copies of the evidence in every known way, and show that each is found")
 	return t.reads(cmd)
 }
 
