@@ -68,7 +68,7 @@ func (r *run) judgeEarlier(ctx context.Context, e *Earlier) (EarlierResult, erro
 		return res, nil
 	}
 	if e.signed != nil {
-		by, bad := r.signers(e.signed)
+		by, bad := r.signers(e)
 		if bad != "" {
 			return violated("continuity.signature", "a valid signature by the log's key", bad)
 		}
@@ -101,10 +101,11 @@ func (r *run) judgeEarlier(ctx context.Context, e *Earlier) (EarlierResult, erro
 	return res, nil
 }
 
-// signers counts the log's keys that signed a head; bad says what is wrong with a line of theirs.
-func (r *run) signers(signed []byte) (n int, bad string) {
-	for _, vkey := range r.knownKeys() {
-		missing, bad := r.signedBy(signed, vkey)
+// signers counts the keys of the log at an earlier head's size that signed it; bad says what is wrong with a line of theirs.
+func (r *run) signers(e *Earlier) (n int, bad string) {
+	keys, _ := r.fold.signers(e.head.Size)
+	for _, vkey := range keys {
+		missing, bad := r.signedBy(e.signed, vkey)
 		if bad != "" {
 			return n, short(vkey) + ": " + bad
 		}

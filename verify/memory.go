@@ -166,8 +166,9 @@ func (m *Memory) check() error {
 // remember is what the next run is to find again; nil where the log was not read in full, is signed by no key that is known, or may
 // not be all that was seen before.
 func (r *run) remember() *Memory {
+	keys, _ := r.fold.signers(r.head.Size)
 	lacking := r.claims[ClaimTree].gap != "" || len(r.earlier) > 0 && r.claims[ClaimContinuity].gap != ""
-	if r.report.Verdict == OutcomeTampered || !r.headOK || r.head.Size == 0 || lacking || len(r.knownKeys()) == 0 {
+	if r.report.Verdict == OutcomeTampered || !r.headOK || r.head.Size == 0 || lacking || len(keys) == 0 {
 		return nil
 	}
 	return &Memory{

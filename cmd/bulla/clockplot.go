@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/xml"
 	"fmt"
 	"math"
 	"slices"
@@ -10,77 +8,53 @@ import (
 	"time"
 
 	"bulla/clock"
+	"bulla/internal/svg"
 )
 
 // The picture's measures, in pixels.
 const (
-	plotWidth, plotHeight = 960.0, 560.0
-	plotLeft, plotRight   = 84.0, 936.0
-	plotTop, plotFloor    = 92.0, 320.0  // of the offset's axes
-	boundTop, boundFloor  = 340.0, 460.0 // of the bound's: beside a step of the system's clock its band is too thin to read
-	stripTop, stripFloor  = 474.0, 496.0 // of the strip of states
+	plotHeight           = 560.0
+	plotLeft, plotRight  = svg.Left, svg.Right
+	plotTop, plotFloor   = 92.0, 320.0  // of the offset's axes
+	boundTop, boundFloor = 340.0, 460.0 // of the bound's: beside a step of the system's clock its band is too thin to read
+	stripTop, stripFloor = 474.0, 496.0 // of the strip of states
 )
 
-// stateFill are the colours of states; print tells them apart by lightness.
-var stateFill = map[clock.State]string{
-	clock.Unknown: "#f0f0f0", clock.Synced: "#b7dfb9", clock.Holdover: "#f2d58a", clock.Unsynced: "#d9735b", clock.Disrupted: "#8f4f8f",
-}
-
-// picture is an SVG being drawn.
-type picture struct {
-	bytes.Buffer
-	x0, x1 int64 // UTC, ns
-	offset scale
-	bound  scale
-}
-
-// scale is a vertical axis: ns become pixels.
-type scale struct {
-	name       string
-	low, high  float64 // ns
-	top, floor float64 // pixels
-}
-
-func (s *scale) y(ns float64) float64 { return s.floor - (ns-s.low)/(s.high-s.low)*(s.floor-s.top) }
-
-// room leaves some at the ends that are not zero.
-func (s *scale) room() {
-	margin := max((s.high-s.low)*0.06, 1)
-	if s.high += margin; s.low < 0 {
-		s.low -= margin
-	}
+// clockPicture is an SVG of a clock being drawn.
+type clockPicture struct {
+	svg.Picture
+	offset svg.Scale
+	bound  svg.Scale
 }
 
 // drawSVG draws offset and bound over time, with the changes of state.
 func drawSVG(h *history) []byte {
-	p := &picture{x0: h.points[0].at, x1: h.points[len(h.points)-1].at,
-		offset: scale{name: "UTC \u2212 system time", top: plotTop, floor: plotFloor}, bound: scale{name: "Bound", top: boundTop, floor: boundFloor}}
+	p := &clockPicture{Picture: svg.Picture{X0: h.points[0].at, X1: h.points[len(h.points)-1].at},
+		offset: svg.Scale{Name: "UTC \u2212 system time", Top: plotTop, Floor: plotFloor}, bound: svg.Scale{Name: "Bound", Top: boundTop, Floor: boundFloor}}
 	for _, c := range h.changes {
-		p.x0, p.x1 = min(p.x0, c.at), max(p.x1, c.at)
+		p.X0, p.X1 = min(p.X0, c.at), max(p.X1, c.at)
 	}
-	if p.x1-p.x0 < int64(time.Second) {
-		p.x1 = p.x0 + int64(time.Second)
+	if p.X1-p.X0 < int64(time.Second) {
+		p.X1 = p.X0 + int64(time.Second)
 	}
-	bands := h.bands(p.x1)
+	bands := h.bands(p.X1)
 	for _, b := range bands {
-		p.offset.low, p.offset.high = min(p.offset.low, b.offset-b.end), max(p.offset.high, b.offset+b.end)
-		p.bound.high = max(p.bound.high, b.begin, b.end)
+		p.offset.Low, p.offset.High = min(p.offset.Low, b.offset-b.end), max(p.offset.High, b.offset+b.end)
+		p.bound.High = max(p.bound.High, b.begin, b.end)
 	}
-	p.offset.room()
-	p.bound.room()
-	p.f(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="12" fill="#222">`, plotWidth, plotHeight, plotWidth, plotHeight)
-	p.f(`<rect width="100%%" height="100%%" fill="#fff"/>`)
-	p.text(plotLeft, 26, "start", 16, "Clock of "+printable(h.origin, 80))
-	p.times()
-	p.axis(&p.offset)
-	p.axis(&p.bound)
+	p.offset.Room()
+	p.bound.Room()
+	p.Open(plotHeight, "clock", "Clock of "+printable(h.origin, 80), fmt.Sprintf("UTC minus the system's time with its bound, over %d rounds of measurement and %d changes of state", len(h.points), len(h.changes)))
+	p.Text(plotLeft, 26, "start", 16, "Clock of "+printable(h.origin, 80))
+	p.Times(plotTop, stripFloor)
+	p.Durations(&p.offset)
+	p.Durations(&p.bound)
 	p.bands(bands)
 	p.points(h)
 	p.changes(h)
 	p.states(h)
 	p.legend()
-	p.f(`</svg>`)
-	return p.Bytes()
+	return p.Close()
 }
 
 // band is an estimate for as long as it was relied upon; the bound grows from begin to end, ns.
@@ -106,91 +80,8 @@ func (h *history) bands(until int64) []band {
 	return out
 }
 
-func (p *picture) f(format string, a ...any) { fmt.Fprintf(p, format+"\n", a...) }
-
-func (p *picture) x(at int64) float64 {
-	return plotLeft + float64(at-p.x0)/float64(p.x1-p.x0)*(plotRight-plotLeft)
-}
-
-func (p *picture) text(x, y float64, anchor string, size int, s string) {
-	fmt.Fprintf(p, `<text x="%.1f" y="%.1f" text-anchor="%s" font-size="%d">`, x, y, anchor, size)
-	xml.EscapeText(p, []byte(s)) // a buffer takes everything
-	p.f(`</text>`)
-}
-
-func (p *picture) line(x0, y0, x1, y1 float64, style string) {
-	p.f(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" %s/>`, x0, y0, x1, y1, style)
-}
-
-// axis draws a vertical axis, with its unit.
-func (p *picture) axis(s *scale) {
-	unit, name := 1e9, "s"
-	for _, u := range []struct {
-		ns   float64
-		name string
-	}{{1e6, "ms"}, {1e3, "us"}, {1, "ns"}} {
-		if max(-s.low, s.high) < unit*0.8 {
-			unit, name = u.ns, u.name
-		}
-	}
-	step := niceStep((s.high - s.low) / ((s.floor - s.top) / 32))
-	for k := math.Ceil(s.low / step); k*step <= s.high; k++ {
-		style, number := `stroke="#ddd"`, strings.Replace(fmt.Sprintf("%.6g", k*step/unit), "-", "\u2212", 1)
-		if k == 0 {
-			style, number = `stroke="#888"`, "0"
-		}
-		p.line(plotLeft, s.y(k*step), plotRight, s.y(k*step), style)
-		p.text(plotLeft-8, s.y(k*step)+4, "end", 12, number)
-	}
-	p.f(`<text transform="translate(22 %.1f) rotate(-90)" text-anchor="middle">%s [%s]</text>`, (s.top+s.floor)/2, s.name, name)
-	p.f(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#444"/>`, plotLeft, s.top, plotRight-plotLeft, s.floor-s.top)
-}
-
-// times draws the axis of time.
-func (p *picture) times() {
-	tick, layout := timeStep(p.x1 - p.x0)
-	for at := (p.x0 + tick - 1) / tick * tick; at <= p.x1; at += tick {
-		p.line(p.x(at), plotTop, p.x(at), stripFloor+5, `stroke="#ddd"`)
-		p.text(p.x(at), stripFloor+20, "middle", 12, time.Unix(0, at).UTC().Format(layout))
-	}
-	from, to := time.Unix(0, p.x0).UTC(), time.Unix(0, p.x1).UTC()
-	p.text((plotLeft+plotRight)/2, plotHeight-18, "middle", 12, "Time [UTC], "+from.Format("2006-01-02 15:04:05")+" to "+to.Format("2006-01-02 15:04:05"))
-}
-
-// niceStep is 1, 2 or 5 times a power of ten, at least v.
-func niceStep(v float64) float64 {
-	base := math.Pow(10, math.Floor(math.Log10(v)))
-	for _, m := range []float64{1, 2, 5} {
-		if m*base >= v {
-			return m * base
-		}
-	}
-	return 10 * base
-}
-
-// timeStep is the distance of the time axis's ticks, at most nine of them, and how their times are written.
-func timeStep(length int64) (int64, string) {
-	for _, d := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 30 * time.Second} {
-		if length/int64(d) < 9 {
-			return int64(d), "15:04:05"
-		}
-	}
-	for _, d := range []time.Duration{time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour} {
-		if length/int64(d) < 9 {
-			return int64(d), "15:04"
-		}
-	}
-	day := int64(24 * time.Hour)
-	for _, d := range []int64{day / 2, day, 2 * day, 7 * day, 30 * day} {
-		if length/d < 9 {
-			return d, "01-02 15:04"
-		}
-	}
-	return (length/(8*day) + 1) * day, "2006-01-02"
-}
-
 // bands draws what may have been UTC, and below it the bound alone: estimates that follow on each other without a gap share one area.
-func (p *picture) bands(bands []band) {
+func (p *clockPicture) bands(bands []band) {
 	for i := 0; i < len(bands); {
 		j := i + 1
 		for j < len(bands) && bands[j-1].to == bands[j].from {
@@ -202,45 +93,45 @@ func (p *picture) bands(bands []band) {
 				at    int64
 				bound float64
 			}{{b.from, b.begin}, {b.to, b.end}} {
-				upper = append(upper, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.offset.y(b.offset+e.bound)))
-				lower = append(lower, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.offset.y(b.offset-e.bound)))
-				bound = append(bound, fmt.Sprintf("%.1f,%.1f", p.x(e.at), p.bound.y(e.bound)))
+				upper = append(upper, fmt.Sprintf("%.1f,%.1f", p.X(e.at), p.offset.Y(b.offset+e.bound)))
+				lower = append(lower, fmt.Sprintf("%.1f,%.1f", p.X(e.at), p.offset.Y(b.offset-e.bound)))
+				bound = append(bound, fmt.Sprintf("%.1f,%.1f", p.X(e.at), p.bound.Y(e.bound)))
 			}
 		}
 		slices.Reverse(lower)
-		floor := fmt.Sprintf("%.1f,%.1f %.1f,%.1f", p.x(bands[j-1].to), p.bound.y(0), p.x(bands[i].from), p.bound.y(0))
+		floor := fmt.Sprintf("%.1f,%.1f %.1f,%.1f", p.X(bands[j-1].to), p.bound.Y(0), p.X(bands[i].from), p.bound.Y(0))
 		for _, area := range []string{strings.Join(append(upper, lower...), " "), strings.Join(append(bound, floor), " ")} {
-			p.f(`<polygon points="%s" fill="#4a7db5" fill-opacity="0.25" stroke="#4a7db5" stroke-width="0.6"/>`, area)
+			p.F(`<polygon points="%s" fill="#4a7db5" fill-opacity="0.25" stroke="#4a7db5" stroke-width="0.6"/>`, area)
 		}
 		for _, b := range bands[i:j] {
-			p.line(p.x(b.from), p.offset.y(b.offset), p.x(b.to), p.offset.y(b.offset), `stroke="#1b3f66" stroke-width="1.2"`)
+			p.Line(p.X(b.from), p.offset.Y(b.offset), p.X(b.to), p.offset.Y(b.offset), `stroke="#1b3f66" stroke-width="1.2"`)
 		}
 		i = j
 	}
 }
 
 // points marks rounds, unless they are too many to be told apart.
-func (p *picture) points(h *history) {
+func (p *clockPicture) points(h *history) {
 	radius := 2.4
 	if len(h.points) > 300 {
 		radius = 1
 	}
 	last := math.Inf(-1)
 	for _, x := range h.points {
-		if p.x(x.at)-last < 0.5 {
+		if p.X(x.at)-last < 0.5 {
 			continue
 		}
-		last = p.x(x.at)
-		p.f(`<circle cx="%.1f" cy="%.1f" r="%.1f" fill="#1b3f66"/>`, last, p.offset.y(float64(x.offset)), radius)
+		last = p.X(x.at)
+		p.Dot(last, p.offset.Y(float64(x.offset)), radius)
 	}
 }
 
 // changes marks changes of state, and names those that there is room for.
-func (p *picture) changes(h *history) {
+func (p *clockPicture) changes(h *history) {
 	var free [2]float64 // where each line of names is free again
 	for _, c := range h.changes {
-		x := p.x(c.at)
-		p.line(x, plotTop, x, stripFloor, `stroke="#b03a2e" stroke-width="1" stroke-dasharray="4 3"`)
+		x := p.X(c.at)
+		p.Line(x, plotTop, x, stripFloor, `stroke="#b03a2e" stroke-width="1" stroke-dasharray="4 3"`)
 		label := c.to.String() + " (" + printable(c.reason, 20) + ")"
 		width := 6.2 * float64(len(label))
 		at, anchor := x, "start"
@@ -250,9 +141,9 @@ func (p *picture) changes(h *history) {
 		for row := range free {
 			if at >= free[row] {
 				free[row] = at + width + 6
-				p.f(`<g fill="#8c2d23">`)
-				p.text(x, plotTop-6-14*float64(row), anchor, 11, label)
-				p.f(`</g>`)
+				p.F(`<g fill="#8c2d23">`)
+				p.Text(x, plotTop-6-14*float64(row), anchor, 11, label)
+				p.F(`</g>`)
 				break
 			}
 		}
@@ -260,40 +151,37 @@ func (p *picture) changes(h *history) {
 }
 
 // states draws the strip of states below the axes.
-func (p *picture) states(h *history) {
-	from := p.x0
+func (p *clockPicture) states(h *history) {
+	from := p.X0
 	state := clock.Synced // there are rounds and no changes in this time
 	if len(h.changes) > 0 {
 		state = h.changes[0].from
 	}
 	draw := func(to int64) {
-		fill, ok := stateFill[state]
+		fill, ok := svg.Fill[state.String()]
 		if !ok || to <= from {
 			return
 		}
-		p.f(`<rect x="%.1f" y="%.1f" width="%.2f" height="%.1f" fill="%s"/>`, p.x(from), stripTop, p.x(to)-p.x(from), stripFloor-stripTop, fill)
-		if name := state.String(); p.x(to)-p.x(from) > 8*float64(len(name)) {
-			p.text((p.x(from)+p.x(to))/2, (stripTop+stripFloor)/2+4, "middle", 11, name)
-		}
+		p.Strip(stripTop, stripFloor, from, to, fill, state.String())
 	}
 	for _, c := range h.changes {
 		draw(c.at)
 		from, state = max(from, c.at), c.to
 	}
-	draw(p.x1)
-	p.f(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#444"/>`, plotLeft, stripTop, plotRight-plotLeft, stripFloor-stripTop)
-	p.text(plotLeft-8, (stripTop+stripFloor)/2+4, "end", 12, "State")
+	draw(p.X1)
+	p.Box(stripTop, stripFloor)
+	p.Text(plotLeft-8, (stripTop+stripFloor)/2+4, "end", 12, "State")
 }
 
-func (p *picture) legend() {
+func (p *clockPicture) legend() {
 	y := 48.0
-	p.f(`<circle cx="%.1f" cy="%.1f" r="2.4" fill="#1b3f66"/>`, plotLeft+12, y-4)
-	p.line(plotLeft, y-4, plotLeft+24, y-4, `stroke="#1b3f66" stroke-width="1.2"`)
-	p.text(plotLeft+30, y, "start", 12, "offset, a point a round")
-	p.f(`<rect x="%.1f" y="%.1f" width="24" height="11" fill="#4a7db5" fill-opacity="0.25" stroke="#4a7db5" stroke-width="0.6"/>`, plotLeft+200, y-10)
-	p.text(plotLeft+230, y, "start", 12, "bound: UTC lies within")
-	p.line(plotLeft+400, y-4, plotLeft+424, y-4, `stroke="#b03a2e" stroke-dasharray="4 3"`)
-	p.text(plotLeft+430, y, "start", 12, "change of state (reason)")
+	p.F(`<circle cx="%.1f" cy="%.1f" r="2.4" fill="#1b3f66"/>`, plotLeft+12, y-4)
+	p.Line(plotLeft, y-4, plotLeft+24, y-4, `stroke="#1b3f66" stroke-width="1.2"`)
+	p.Text(plotLeft+30, y, "start", 12, "offset, a point a round")
+	p.F(`<rect x="%.1f" y="%.1f" width="24" height="11" fill="#4a7db5" fill-opacity="0.25" stroke="#4a7db5" stroke-width="0.6"/>`, plotLeft+200, y-10)
+	p.Text(plotLeft+230, y, "start", 12, "bound: UTC lies within")
+	p.Line(plotLeft+400, y-4, plotLeft+424, y-4, `stroke="#b03a2e" stroke-dasharray="4 3"`)
+	p.Text(plotLeft+430, y, "start", 12, "change of state (reason)")
 }
 
 // sparkWidth is the width of a line in the terminal, in characters.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bulla/internal/durable"
+	"bulla/internal/svg"
 )
 
 // drawn is what a picture has of an entry.
@@ -58,30 +59,31 @@ func (t *tool) drawTimeline(path string, line *timeline, entries []drawn) error 
 	return err
 }
 
+// timelinePicture is an SVG of entries being drawn.
+type timelinePicture struct{ svg.Picture }
+
 func timelineSVG(line *timeline, entries []drawn) []byte {
-	p := &picture{}
-	p.x0, p.x1 = timelineRange(entries)
+	p := &timelinePicture{}
+	p.X0, p.X1 = timelineRange(entries)
 	floor := laneTop + laneHeight*float64(len(line.lanes))
 	height := floor + 64
-	p.f(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f" font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="12" fill="#222">`, plotWidth, height, plotWidth, height)
-	p.f(`<rect width="100%%" height="100%%" fill="#fff"/>`)
-	p.f(`<defs><pattern id="h" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="5" height="5" fill="%s" fill-opacity="0.25"/><line x1="0" y1="0" x2="0" y2="5" stroke="%s" stroke-width="2"/></pattern></defs>`, unorderedColour, unorderedColour)
-	p.text(plotLeft, 26, "start", 16, fmt.Sprintf("%d entries of %d logs, by true UTC", len(entries), len(line.lanes)))
-	p.f(`<rect x="%.1f" y="38" width="14" height="11" fill="%s" fill-opacity="0.5"/>`, plotLeft, sealColour)
-	p.text(plotLeft+20, 48, "start", 12, "received within; in proven order")
-	p.f(`<rect x="%.1f" y="38" width="14" height="11" fill="url(#h)"/>`, plotLeft+260)
-	p.text(plotLeft+280, 48, "start", 12, "overlaps an entry of another log: order not known")
+	p.Open(height, "timeline", fmt.Sprintf("%d entries of %d logs, by true UTC", len(entries), len(line.lanes)), "each entry as the interval that it was received in, a lane for each log")
+	p.F(`<defs><pattern id="h" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect width="5" height="5" fill="%s" fill-opacity="0.25"/><line x1="0" y1="0" x2="0" y2="5" stroke="%s" stroke-width="2"/></pattern></defs>`, unorderedColour, unorderedColour)
+	p.Text(plotLeft, 26, "start", 16, fmt.Sprintf("%d entries of %d logs, by true UTC", len(entries), len(line.lanes)))
+	p.F(`<rect x="%.1f" y="38" width="14" height="11" fill="%s" fill-opacity="0.5"/>`, plotLeft, svg.Line)
+	p.Text(plotLeft+20, 48, "start", 12, "received within; in proven order")
+	p.F(`<rect x="%.1f" y="38" width="14" height="11" fill="url(#h)"/>`, plotLeft+260)
+	p.Text(plotLeft+280, 48, "start", 12, "overlaps an entry of another log: order not known")
 	for i, l := range line.lanes {
 		y := laneTop + laneHeight*float64(i)
-		p.f(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#ccc"/>`, plotLeft, y, plotRight-plotLeft, laneHeight)
-		p.text(plotLeft+4, y+13, "start", 11, letter(i)+"  "+printable(l.s.a.head.Origin, 100))
+		p.F(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#ccc"/>`, plotLeft, y, plotRight-plotLeft, laneHeight)
+		p.Text(plotLeft+4, y+13, "start", 11, letter(i)+"  "+printable(l.s.a.head.Origin, 100))
 	}
 	for _, e := range entries {
 		p.entry(e)
 	}
 	p.foot(floor)
-	p.f(`</svg>`)
-	return p.Bytes()
+	return p.Close()
 }
 
 // timelineRange is the time that is drawn: that of the estimates, and of intervals that are not wider than an hour.
@@ -106,40 +108,40 @@ func timelineRange(entries []drawn) (x0, x1 int64) {
 }
 
 // entry draws an interval, and within it the best estimate.
-func (p *picture) entry(e drawn) {
+func (p *timelinePicture) entry(e drawn) {
 	y := laneTop + laneHeight*float64(e.lane) + 22
 	x0, x1 := plotLeft, plotRight
 	if e.earliest != math.MinInt64 {
-		x0 = min(max(p.x(e.earliest), plotLeft), plotRight)
+		x0 = min(max(p.X(e.earliest), plotLeft), plotRight)
 	}
 	if e.latest != math.MaxInt64 {
-		x1 = min(max(p.x(e.latest), plotLeft), plotRight)
+		x1 = min(max(p.X(e.latest), plotLeft), plotRight)
 	}
-	fill := fmt.Sprintf(`fill="%s" fill-opacity="0.5"`, sealColour)
+	fill := fmt.Sprintf(`fill="%s" fill-opacity="0.5"`, svg.Line)
 	if !e.ordered {
 		fill = `fill="url(#h)"`
 	}
-	p.f(`<g><rect x="%.2f" y="%.1f" width="%.2f" height="%.1f" %s/>`, min(x0, x1), y, max(math.Abs(x1-x0), 1), laneHeight-30, fill)
+	p.F(`<g><rect x="%.2f" y="%.1f" width="%.2f" height="%.1f" %s/>`, min(x0, x1), y, max(math.Abs(x1-x0), 1), laneHeight-30, fill)
 	if e.estimated {
-		at := p.x(e.at)
-		p.line(at, y-3, at, y+laneHeight-27, `stroke="#222" stroke-width="0.8"`)
+		at := p.X(e.at)
+		p.Line(at, y-3, at, y+laneHeight-27, `stroke="#222" stroke-width="0.8"`)
 	}
-	p.f(`<title>entry %d: %s</title></g>`, e.index, e.what)
+	p.F(`<title>entry %d: %s</title></g>`, e.index, e.what)
 }
 
 // foot draws the axis of time.
-func (p *picture) foot(y float64) {
+func (p *timelinePicture) foot(y float64) {
 	for i := range 5 {
-		at := p.x0 + (p.x1-p.x0)/4*int64(i)
+		at := p.X0 + (p.X1-p.X0)/4*int64(i)
 		x := plotLeft + (plotRight-plotLeft)/4*float64(i)
-		p.line(x, laneTop, x, y+5, `stroke="#ddd"`)
+		p.Line(x, laneTop, x, y+5, `stroke="#ddd"`)
 		anchor := "middle"
 		if i == 0 {
 			anchor = "start"
 		} else if i == 4 {
 			anchor = "end"
 		}
-		p.text(x, y+20, anchor, 11, time.Unix(0, at).UTC().Format("15:04:05.000000"))
+		p.Text(x, y+20, anchor, 11, time.Unix(0, at).UTC().Format("15:04:05.000000"))
 	}
-	p.text((plotLeft+plotRight)/2, y+44, "middle", 12, time.Unix(0, p.x0).UTC().Format("2006-01-02")+" UTC")
+	p.Text((plotLeft+plotRight)/2, y+44, "middle", 12, time.Unix(0, p.X0).UTC().Format("2006-01-02")+" UTC")
 }
