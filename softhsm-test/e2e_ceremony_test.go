@@ -269,6 +269,12 @@ func TestCeremonies(t *testing.T) {
 	if _, err := dial(t, dir).Append(t.Context(), "", []byte(`{"type":"after.rotation"}`)); err != nil {
 		t.Fatal(err)
 	}
+	requireSoon(t, func() error {
+		if text := daemon.stderr.String(); !strings.Contains(text, "approved and nothing of it was begun") {
+			return fmt.Errorf("the start does not tell of what is approved: %s", text)
+		}
+		return nil
+	})
 	w.requireSeal(t)
 	w.requireVerified(t, policy, h.sample...)
 	all := c.chronicle().Ceremonies()
@@ -284,9 +290,6 @@ func TestCeremonies(t *testing.T) {
 	}
 	if code := daemon.stop(); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
-	}
-	if !strings.Contains(daemon.stderr.String(), "approved and nothing of it was begun") {
-		t.Errorf("the start does not tell of what is approved:\n%s", daemon.stderr)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "dev.db")); err != nil {
 		t.Error(err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bulla/ceremony"
+	"bulla/clock"
 	"bulla/hsm"
 	"bulla/ledger"
 	"bulla/record"
@@ -375,7 +376,8 @@ func shown(uri string) string {
 func (a *appliance) resume(ctx context.Context) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for !a.clock.Now().HasEstimate { // without it nobody can say what has expired
+	at := a.clock.Now()
+	for ; !at.HasEstimate; at = a.clock.Now() { // without it nobody can say what has expired
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -386,17 +388,17 @@ func (a *appliance) resume(ctx context.Context) {
 		state := l.State()
 		for _, p := range state.Open() {
 			if len(p.Approvals) >= p.Needed {
-				a.resumeOne(ctx, l, p)
+				a.resumeOne(ctx, l, p, at)
 			}
 		}
 	}
 }
 
-func (a *appliance) resumeOne(ctx context.Context, l *openLog, p *ceremony.Pending) {
+func (a *appliance) resumeOne(ctx context.Context, l *openLog, p *ceremony.Pending, at clock.Stamp) {
 	log := a.log.With("log", l.Name, "proposal", p.Proposal.Number, "action", p.Proposal.Action)
 	x := &executor{a, l.LogConfig}
 	left, undo, err := x.left(ctx, l.Ledger, p)
-	approved := l.State().Approved(p, a.clock.Now())
+	approved := l.State().Approved(p, at)
 	switch {
 	case err != nil:
 		log.Error("whether an enactment was interrupted cannot be told", "error", err)

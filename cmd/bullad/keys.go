@@ -37,19 +37,22 @@ func (d *devices) governed(ctx context.Context, uri string, k ceremony.Key) (led
 	if err != nil {
 		return ledger.Signer{}, usage(err)
 	}
+	t, err := d.token(ctx, u)
+	if err != nil {
+		return ledger.Signer{}, err
+	}
 	hash := k.Hash()
 	ref := u.KeyRef()
 	if label := k.Attributes["label"]; label != "" {
 		if u.Object != "" && !beside(u.Object, label) {
+			if _, err := t.Key(ctx, ref); err != nil { // the better reason
+				return ledger.Signer{}, err
+			}
 			return ledger.Signer{}, fmt.Errorf("%w: the configuration names object %q, the log's key is %q; check the key's URI", ledger.ErrKey, u.Object, label)
 		}
 		ref = hsm.KeyRef{Label: label}
 	}
 	ref.SPKISHA256 = hash[:]
-	t, err := d.token(ctx, u)
-	if err != nil {
-		return ledger.Signer{}, err
-	}
 	key, err := t.Key(ctx, ref)
 	if err != nil {
 		return ledger.Signer{}, err
