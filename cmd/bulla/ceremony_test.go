@@ -1,0 +1,61 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"bulla/api"
+	"bulla/ceremony"
+)
+
+// Three officers, two needed: from the genesis to minutes that an export yields byte for byte.
+func TestCeremony(t *testing.T) {
+	t.Parallel()
+	c := newCouncil(t).begin()
+	out := c.propose(500, "--out", c.path("proposal.json"))
+	for _, want := range []string{"quotas.streams: 0 becomes 500", "proposal 1: proposed by alice (entry 4); 1 of 2 approvals", "missing: threshold: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("propose does not say %q:\n%s", want, out)
+		}
+	}
+	sign := exec.Command("ssh-keygen", "-Y", "sign", "-q", "-n", ceremony.Namespace, "-f", c.path("carol"), c.path("proposal.json"))
+	if b, err := sign.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	out = c.ok("approve", c.path("proposal.json"), "--as", "carol", "--signature", c.path("proposal.json.sig"))
+	if want := "nothing is missing; carry it out with: bulla ceremony enact 1"; !strings.Contains(out, want) {
+		t.Errorf("approve does not say %q:\n%s", want, out)
+	}
+	var rehearsal api.Enacted
+	if err := json.Unmarshal([]byte(c.ok("enact", "1", "--dry-run", "--json")), &rehearsal); err != nil || !rehearsal.DryRun || rehearsal.Index != nil {
+		t.Errorf("%+v %v", rehearsal, err)
+	}
+	out = c.ok("enact", "1")
+	if !strings.Contains(out, `1. asked the device`+"\n   it \\u202edid\n") || !strings.Contains(out, "is enacted by entry 6") {
+		t.Errorf("enact says\n%s", out)
+	}
+	if n := c.log.state.Policy.Quotas.Streams; n != 500 {
+		t.Errorf("%d streams", n)
+	}
+	var listed []ceremony.Ceremony
+	if err := json.Unmarshal([]byte(c.ok("list", "--json")), &listed); err != nil || len(listed) != 2 || !listed[1].Enacted || strings.Join(listed[1].Approved, " ") != "alice carol" {
+		t.Errorf("%+v %v", listed, err)
+	}
+	if err := c.log.export(c.path("evidence")); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"minutes", "0"}, {"minutes", "1"}, {"minutes", "1", "--html"}, {"minutes", "1", "--json"}, {"list"}, {"list", "--json"}, {"show", "1"}, {"show", "1", "--json"}} {
+		served, evidence := c.ok(args...), c.ok(append(args, "--export", c.path("evidence"))...)
+		if served != evidence || served == "" {
+			t.Errorf("%v of the appliance:\n%s\nof its export:\n%s", args, served, evidence)
+		}
+	}
+	c.ok("minutes", "1", "--out", c.path("minutes.md"))
+	if b, err := os.ReadFile(c.path("minutes.md")); err != nil || string(b) != c.ok("minutes", "1") {
+		t.Errorf("the minutes in a file are others: %v", err)
+	}
+	c.fails(exitUsage, []string{"exists"}, "minutes", "1", "--out", c.path("minutes.md"))
+}
