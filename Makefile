@@ -13,7 +13,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 # Reproducible: no paths, no build ids, no time.
 STATIC   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 
-.PHONY: build deps test uml demo run bench fuzz crash release lint clean
+.PHONY: build deps test uml demo run bench fuzz crash release lint clean bench-peers profile FORCE
 
 deps: ## install what tests and demo need (quiet, only what is missing)
 	@missing=; for p in $(PACKAGES); do \
@@ -56,6 +56,23 @@ lint:
 
 bench: build ## Go benchmarks of every stage
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+# DISK=directory on the disk to measure; a quiet machine takes about ten minutes.
+ROUNDS  ?= 5
+SECONDS ?= 5
+GROWTH  ?= 0
+PEERS   := $(BIN)/peers -bin $(BIN) $(if $(DISK),-disk $(DISK))
+
+$(BIN)/peers: FORCE
+	@mkdir -p $(BIN)
+	cd peers && $(GO) build -trimpath -o ../$(BIN)/peers .
+FORCE:
+
+bench-peers: deps build $(BIN)/peers ## us and other stores in turns on one disk; the result goes to docs/performance.md
+	$(PEERS) -rounds $(ROUNDS) -seconds $(SECONDS) -growth $(GROWTH) $(if $(CASES),-cases $(CASES)) -json $(BIN)/peers.json -doc docs/performance.md
+
+profile: deps build $(BIN)/peers ## CPU, allocation, block and mutex profiles of a running bullad, case by case, in ./profiles
+	$(PEERS) -seconds $(SECONDS) -profile profiles
 
 FUZZTIME ?= 60s
 fuzz: ## every fuzz target for FUZZTIME
