@@ -2,13 +2,16 @@ package verify_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/sha256"
+	"encoding/asn1"
 	"encoding/binary"
 	"encoding/json"
 	"maps"
+	"math/big"
 	"slices"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -31,6 +34,10 @@ type chip struct {
 
 	increment bool // the next seal does
 	resets    uint32
+	restarts  uint32
+
+	others    []attest.Head      // of the machine's other logs
+	abandoned []attest.Abandoned // for the next statement to list
 }
 
 // reset begins a new boot.
@@ -77,15 +84,19 @@ func (b *builder) attested(kind tpm2.TPMST, extra [32]byte) tpm2.TPMSAttest {
 	return tpm2.TPMSAttest{
 		Magic: tpm2.TPMGeneratedValue, Type: kind, QualifiedSigner: tpm2.TPM2BName{Buffer: append([]byte{0, 11}, name[:]...)},
 		ExtraData: tpm2.TPM2BData{Buffer: extra[:]}, FirmwareVersion: 1,
-		ClockInfo: tpm2.TPMSClockInfo{Clock: b.chip.ticks, ResetCount: 3 + b.chip.resets, Safe: tpm2.TPMIYesNo(true)},
+		ClockInfo: tpm2.TPMSClockInfo{Clock: b.chip.ticks, ResetCount: 3 + b.chip.resets, RestartCount: b.chip.restarts, Safe: tpm2.TPMIYesNo(true)},
 	}
 }
 
 func (b *builder) signed(a tpm2.TPMSAttest) attest.Signed {
 	raw := tpm2.Marshal(a)
 	digest := sha256.Sum256(raw)
-	r, s, err := ecdsa.Sign(rand.Reader, b.chip.key, digest[:])
+	der, err := b.chip.key.Sign(nil, digest[:], crypto.SHA256) // the same every time (RFC 6979)
 	b.must(err)
+	var sig struct{ R, S *big.Int }
+	_, err = asn1.Unmarshal(der, &sig)
+	b.must(err)
+	r, s := sig.R, sig.S
 	return attest.Signed{Attest: raw, Signature: tpm2.Marshal(tpm2.TPMTSignature{
 		SigAlg: tpm2.TPMAlgECDSA,
 		Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{Hash: tpm2.TPMAlgSHA256,
@@ -135,11 +146,11 @@ func (b *builder) recovery(n uint64, quote record.Hash) record.Hash {
 	return b.prev
 }
 
-// sealed makes the body of a seal over a head.
-func (b *builder) sealed(head attest.Head) []byte {
+// stated attests the counter for a head and makes the statement over it.
+func (b *builder) stated(head attest.Head) (counter attest.Signed, statement []byte) {
 	b.t.Helper()
 	c := b.chip
-	logs := []attest.Head{head}
+	logs := slices.SortedFunc(slices.Values(append(slices.Clone(c.others), head)), func(a, b attest.Head) int { return strings.Compare(a.Log, b.Log) })
 	heads, err := attest.HeadsHash(logs)
 	b.must(err)
 	if c.number == 0 || c.increment { // a boot's first seal exceeds every value before it
@@ -151,17 +162,37 @@ func (b *builder) sealed(head attest.Head) []byte {
 	a.Attested = tpm2.NewTPMUAttest(tpm2.TPMSTAttestNV, &tpm2.TPMSNVCertifyInfo{
 		IndexName: tpm2.TPM2BName{Buffer: counterName}, NVContents: tpm2.TPM2BData{Buffer: binary.BigEndian.AppendUint64(nil, c.counter)},
 	})
-	counter := b.signed(a)
+	counter = b.signed(a)
 	st := attest.Statement{
 		Counter: attest.StatementCounter{Attest: sha256.Sum256(counter.Attest), Name: counterName}, Logs: logs, Number: c.number,
 		PCR: attest.StatementPCR{Before: c.pcr, Index: sealPCR}, Previous: c.quote, Reason: "interval", V: 1,
-		Software: attest.Software{Exe: c.exe},
+		Software: attest.Software{Exe: c.exe}, Abandoned: c.abandoned,
 	}
 	if c.boot != nil {
 		st.Reason = "start"
 	}
-	statement, err := st.Encode()
+	statement, err = st.Encode()
 	b.must(err)
+	return counter, statement
+}
+
+// interrupt resets the machine within a seal over a head: the counter was attested, the quote was not made.
+func (b *builder) interrupt(head attest.Head) {
+	b.t.Helper()
+	counter, statement := b.stated(head)
+	var err error
+	b.chip.abandoned, err = attest.Abandon(statement, counter)
+	b.must(err)
+	b.chip.reset()
+	b.chip.increment = true
+}
+
+// sealed makes the body of a seal over a head.
+func (b *builder) sealed(head attest.Head) []byte {
+	b.t.Helper()
+	c := b.chip
+	counter, statement := b.stated(head)
+	c.abandoned = nil
 	digest := sha256.Sum256(statement)
 	c.pcr = attest.ExtendPCR(c.pcr, digest)
 	all := maps.Clone(c.boot)

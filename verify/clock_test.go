@@ -15,19 +15,42 @@ type machine struct {
 	raw        int64
 	number     uint64
 	discipline clock.Discipline
+	stepped    int64 // ns by which the system's clock was set
+	inserted   int64 // ns of leap seconds since the start
+	announced  int   // leap second at the end of the month, as servers say
 }
 
 const truth, system = 1795397000 * int64(time.Second), -3 * int64(time.Millisecond) // UTC minus RAW; the system's error
 
 func (m *machine) reading() clock.Reading {
-	return clock.Reading{Real: m.raw + truth + system, Mono: m.raw, Raw: m.raw, Boot: m.raw, Width: 400}
+	return clock.Reading{Real: m.raw + m.system(), Mono: m.raw, Raw: m.raw, Boot: m.raw, Width: 400}
 }
+
+// system is the system's clock minus RAW, utc is UTC minus RAW.
+func (m *machine) system() int64 { return m.utc() + system + m.stepped }
+func (m *machine) utc() int64    { return truth - m.inserted }
 
 // startClock begins the log's evidence of time.
 func (b *builder) startClock() *builder {
 	b.t.Helper()
 	b.machine = &machine{raw: 1000 * int64(time.Second)}
-	e, d := clock.Begin(clock.Start{Policy: b.genesis.Clock, Sources: []string{"s0", "s1", "s2", "s3", "s4"}, BootID: "boot", Reading: b.machine.reading()})
+	return b.beginClock(clock.Resume{})
+}
+
+// beginClock begins it as a daemon does at its start.
+func (b *builder) beginClock(resume clock.Resume) *builder {
+	b.t.Helper()
+	m := b.machine
+	e, d := clock.Begin(clock.Start{Policy: b.genesis.Clock, Sources: []string{"s0", "s1", "s2", "s3", "s4"}, BootID: "boot", Reading: m.reading(), Resume: resume})
+	b.clock(&e)
+	m.discipline = d
+	return b
+}
+
+// disturb records that the clock was disturbed.
+func (b *builder) disturb(reason string, moved int64) *builder {
+	b.t.Helper()
+	e, d := b.machine.discipline.Disturb(reason, moved, "", b.machine.reading())
 	b.clock(&e)
 	b.machine.discipline = d
 	return b
@@ -53,13 +76,13 @@ func (b *builder) round() (clock.Evidence, clock.Discipline) {
 	for i := range 5 {
 		const wire = 2 * int64(time.Millisecond)
 		sent := m.raw - 2*wire - 2000
-		t2 := sent + wire + truth
+		t2 := sent + wire + m.utc()
 		samples = append(samples, clock.Sample{
 			Name: fmt.Sprintf("s%d", i), Sent: 1, Good: 1,
-			T1: sent + truth + system, T2: t2, T3: t2 + 500, T4: sent + 2*wire + 500 + truth + system,
-			Before:  clock.Reading{Real: sent - 1000 + truth + system, Raw: sent - 1000, Width: 400},
-			After:   clock.Reading{Real: m.raw + truth + system, Raw: m.raw, Width: 400},
-			RefTime: t2 - 10*int64(time.Second), Disp: int64(time.Millisecond), Prec: 60, Stratum: 1, RefID: "54455354", Version: 4,
+			T1: sent + m.system(), T2: t2, T3: t2 + 500, T4: sent + 2*wire + 500 + m.system(),
+			Before:  clock.Reading{Real: sent - 1000 + m.system(), Raw: sent - 1000, Width: 400},
+			After:   clock.Reading{Real: m.raw + m.system(), Raw: m.raw, Width: 400},
+			RefTime: t2 - 10*int64(time.Second), Disp: int64(time.Millisecond), Prec: 60, Stratum: 1, RefID: "54455354", Leap: m.announced, Version: 4,
 		})
 	}
 	return m.discipline.Measure(clock.Measurement{Number: m.number, Reading: m.reading(), Samples: samples})

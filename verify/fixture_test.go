@@ -137,11 +137,6 @@ func (b *builder) add(kind record.Kind, producer *record.Producer, body []byte) 
 	b.addRaw(raw)
 }
 
-// event makes an event without appending it.
-func (b *builder) event() *record.Entry {
-	return b.entry(record.KindEvent, &record.Producer{UID: 1000, GID: 1000}, []byte(`{"type":"a"}`))
-}
-
 func (b *builder) append(e *record.Entry) {
 	b.t.Helper()
 	raw, err := e.Append(nil)

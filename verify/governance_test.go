@@ -37,15 +37,18 @@ func newCouncil(t *testing.T) *council {
 		c.people[name] = s
 		c.genesis.Officers = append(c.genesis.Officers, ceremony.Officer{Name: name, Key: strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey())))})
 	}
-	c.state.Root = func(size uint64) (record.Hash, error) {
-		tree := &record.Tree{}
-		for _, raw := range c.raw[:size] {
-			tree.Append(nil, record.LeafHash(raw))
-		}
-		return tree.Root(), nil
-	}
+	c.state.Root = c.rootAt
 	c.begin()
 	return c
+}
+
+// rootAt is the root that the log had at a size.
+func (c *council) rootAt(size uint64) (record.Hash, error) {
+	tree := &record.Tree{}
+	for _, raw := range c.raw[:size] {
+		tree.Append(nil, record.LeafHash(raw))
+	}
+	return tree.Root(), nil
 }
 
 // follow brings the state up to the log's end.
@@ -92,7 +95,12 @@ func (c *council) propose(head func(record.Hash) record.Hash) (document []byte) 
 	c.t.Helper()
 	c.follow()
 	p := c.state.Policy
-	content := &ceremony.PolicySet{Clock: p.Clock, Quotas: p.Quotas, Seal: p.Seal, Roles: []ceremony.Role{{Name: ceremony.Producer, UIDs: []uint32{1000, 1001, 1002}}}}
+	return c.proposing(&ceremony.PolicySet{Clock: p.Clock, Quotas: p.Quotas, Seal: p.Seal, Roles: []ceremony.Role{{Name: ceremony.Producer, UIDs: []uint32{1000, 1001, 1002}}}}, head)
+}
+
+// proposing has alice propose anything.
+func (c *council) proposing(content any, head func(record.Hash) record.Hash) (document []byte) {
+	c.t.Helper()
 	document, err := c.state.Propose(content, "alice", ceremony.Head{Root: head(c.tree.Root()), Size: c.tree.Size()}, c.machine.now().UTC()+int64(time.Hour))
 	c.must(err)
 	sig, err := ceremony.Sign(rand.Reader, document, ceremony.Approve, c.people["alice"])

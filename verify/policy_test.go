@@ -18,7 +18,7 @@ func TestPolicyFile(t *testing.T) {
 	p := b.policy()
 	tail := uint64(1000)
 	p.Tail = &tail
-	p.EKRoots, p.AKs = [][]byte{testRoot(t)}, [][]byte{bytes.Repeat([]byte{0xab}, 34)}
+	p.EKRoots, p.AKs = [][]byte{maker(t, 9, "A maker")}, [][]byte{bytes.Repeat([]byte{0xab}, 34)}
 	p.Recoveries = []record.Hash{record.Hash(bytes.Repeat([]byte{0xcd}, 32))}
 	text, err := p.MarshalText()
 	if err != nil {

@@ -80,6 +80,7 @@ type SelftestOptions struct {
 	Progress func(done, total uint64) // mutations; called from one goroutine; nil: not called
 	Workers  int                      // as in Options
 
+	only  []Mutation                               // instead of the catalogue
 	keys  *keyring                                 // what a thief has stolen; nil: throwaway keys
 	tried func(m *Mutation, e *trial, rep *Report) // sees each mutant; nil: not called
 }
@@ -104,13 +105,17 @@ func Selftest(ctx context.Context, src Source, policy *Policy, opt SelftestOptio
 	if err != nil {
 		return nil, fmt.Errorf("selftest: %w", err)
 	}
-	for i := range catalogue {
+	mutations := catalogue
+	if opt.only != nil {
+		mutations = opt.only
+	}
+	for i, m := range mutations {
 		if opt.Progress != nil {
-			opt.Progress(uint64(i), uint64(len(catalogue)))
+			opt.Progress(uint64(i), uint64(len(mutations)))
 		}
-		t, err := s.try(ctx, catalogue[i])
+		t, err := s.try(ctx, m)
 		if err != nil {
-			return nil, fmt.Errorf("selftest: %s: %w", catalogue[i].Name, err)
+			return nil, fmt.Errorf("selftest: %s: %w", m.Name, err)
 		}
 		out.Counts[t.Outcome]++
 		out.Trials = append(out.Trials, *t)

@@ -191,7 +191,7 @@ func (s *subject) eachLine(edit func([]byte) []byte) (*trial, error) {
 		}
 		out = append(out, line...)
 	}
-	if len(lines) == bytes.Count(lines, nil) || bytes.HasSuffix(out, []byte("\n\n")) { // a note has one signature at least
+	if bytes.HasSuffix(out, []byte("\n\n")) { // a note has one signature at least
 		other, err := s.foreign(s.head)
 		if err != nil {
 			return nil, err
@@ -207,7 +207,11 @@ const otherOrigin = "other.example/log"
 
 // foreign is a head signed by the key of that log.
 func (s *subject) foreign(c record.Checkpoint) ([]byte, error) {
-	signer, err := record.NewSigner(otherOrigin, s.key("other log"))
+	key, err := s.ecdsaKey("other log")
+	if err != nil {
+		return nil, err
+	}
+	signer, err := record.NewSigner(otherOrigin, key)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +220,11 @@ func (s *subject) foreign(c record.Checkpoint) ([]byte, error) {
 
 // signForeign adds a line by the key of another log that the policy trusts.
 func signForeign(ctx context.Context, s *subject) (*trial, error) {
-	vkey, err := record.VKey(otherOrigin, s.key("other log").Public())
+	key, err := s.ecdsaKey("other log")
+	if err != nil {
+		return nil, err
+	}
+	vkey, err := record.VKey(otherOrigin, key.Public())
 	if err != nil {
 		return nil, err
 	}

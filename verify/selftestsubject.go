@@ -2,12 +2,14 @@ package verify
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"slices"
 
 	"golang.org/x/mod/sumdb/note"
@@ -249,10 +251,23 @@ func (s *subject) key(purpose string) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
+// ecdsaKey is such a key on P-256.
+func (s *subject) ecdsaKey(purpose string) (fixedKey, error) {
+	k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), s.key(purpose).Seed())
+	return fixedKey{k}, err
+}
+
+// fixedKey signs the same every time (RFC 6979), so that mutants can be made again.
+type fixedKey struct{ *ecdsa.PrivateKey }
+
+func (k fixedKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.PrivateKey.Sign(nil, digest, opts)
+}
+
 // throwaway are keys in place of the log's.
 func (s *subject) throwaway() (*keyring, error) {
 	heads := s.key("heads")
-	seals, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	seals, err := s.ecdsaKey("seals")
 	if err != nil {
 		return nil, err
 	}

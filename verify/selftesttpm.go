@@ -3,7 +3,6 @@ package verify
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/binary"
 
@@ -110,7 +109,11 @@ func swapAK(ctx context.Context, s *subject) (*trial, error) {
 	policy := *s.policy
 	policy.AKs = [][]byte{s.genesis.TPM.AKName}
 	t, err := regenesis(func(s *subject, g *ceremony.Genesis) error {
-		point, err := s.keys.seals.Public().(*ecdsa.PublicKey).Bytes()
+		key, err := s.ecdsaKey("attestation")
+		if err != nil {
+			return err
+		}
+		point, err := key.PublicKey.Bytes()
 		if err != nil {
 			return err
 		}

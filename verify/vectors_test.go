@@ -2,105 +2,157 @@ package verify_test
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
-	"fmt"
+	"errors"
+	"flag"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
+	"bulla/record"
 	"bulla/verify"
 )
 
+// vectorDir holds a vector in each directory; the README there describes them.
 const vectorDir = "../testdata/vectors/verify"
 
-// vector is a case of testdata/vectors/verify/cases.json; the README there describes it.
+var update = flag.Bool("update", false, "write the vectors and docs/selftest.md anew")
+
+// vector is what a verifier is given.
 type vector struct {
-	Name, Reason string
-	Policy       json.RawMessage
-	Edits        []edit
-	Receipt      bool
-	ReceiptEdit  *edit `json:"receipt_edit"`
-	Verdict      verify.Verdict
-	Findings     []string
-	AnyFindings  []string `json:"any_findings"`
-	Unanchored   *[2]uint64
+	about    string
+	files    files
+	policy   *verify.Policy // nil: none
+	receipts []verify.Receipt
+	earlier  []byte // a head
+	memory   *verify.Memory
 }
 
-type edit struct {
-	File   string
-	Find   *string
-	Put    string
-	At     int
-	Line   int
-	Xor    byte
-	Cut    *int
-	Copy   string
-	Delete bool
+// verdict is what it must say, as verdict.json has it.
+type verdict struct {
+	About      string                 `json:"about"`
+	Verdict    verify.Verdict         `json:"verdict"`
+	Findings   []place                `json:"findings,omitempty"`
+	Claims     map[string]claimed     `json:"claims"`
+	Unanchored *verify.Range          `json:"unanchored,omitempty"`
+	Resettable *verify.Range          `json:"resettable,omitempty"`
+	Receipts   []verify.ReceiptResult `json:"receipts,omitempty"`
 }
 
-func (e *edit) apply(t *testing.T, f files) {
+type place struct {
+	Rule  string  `json:"rule"`
+	Index *uint64 `json:"index,omitempty"`
+	File  string  `json:"file,omitempty"`
+}
+
+type claimed struct {
+	Status   verify.Status `json:"status"`
+	From     uint64        `json:"from"`
+	To       uint64        `json:"to"`
+	Required bool          `json:"required"`
+}
+
+// says is a report without what another verifier would say in other words.
+func says(about string, rep *verify.Report) []byte {
+	v := verdict{About: about, Verdict: rep.Verdict, Claims: map[string]claimed{}, Unanchored: rep.Unanchored, Resettable: rep.Resettable}
+	for _, f := range rep.Findings {
+		v.Findings = append(v.Findings, place{f.Rule, f.Index, f.File})
+	}
+	for _, c := range rep.Claims {
+		v.Claims[c.Name] = claimed{c.Status, c.From, c.To, c.Required}
+	}
+	for _, r := range rep.Receipts {
+		r.Why = ""
+		v.Receipts = append(v.Receipts, r)
+	}
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		panic(err) // nothing in it can fail
+	}
+	return append(b, '\n')
+}
+
+func (v *vector) run(t testing.TB) *verify.Report {
 	t.Helper()
-	if e.Delete {
-		delete(f, e.File)
-		return
-	}
-	if e.Copy != "" {
-		f[e.File] = bytes.Clone(f[e.Copy])
-	}
-	b, ok := f[e.File]
-	if !ok {
-		t.Fatalf("no file %s", e.File)
-	}
-	if e.Cut != nil {
-		f[e.File] = b[:*e.Cut]
-	}
-	if e.Find != nil {
-		if !bytes.Contains(b, []byte(*e.Find)) {
-			t.Fatalf("%s does not hold %q", e.File, *e.Find)
-		}
-		f[e.File] = bytes.Replace(b, []byte(*e.Find), []byte(e.Put), 1)
-	}
-	if e.Xor != 0 {
-		at := e.At
-		for range e.Line - 1 { // the last but one byte of a line: of a signature, not of its padding
-			at += bytes.IndexByte(b[at:], '\n') + 1
-		}
-		if e.Line > 0 {
-			at += bytes.IndexByte(b[at:], '\n') - 8
-		}
-		f[e.File][at] ^= e.Xor
-	}
-}
-
-// load reads the vectors' evidence.
-func load(t *testing.T) files {
-	t.Helper()
-	out := files{}
-	root := filepath.Join(vectorDir, "sealed")
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		name, err := filepath.Rel(root, path)
+	opt := verify.Options{Receipts: v.receipts}
+	if v.earlier != nil {
+		e, err := verify.NewEarlier("earlier", v.earlier)
 		if err != nil {
-			return err
+			t.Fatal(err)
 		}
-		out[filepath.ToSlash(name)], err = os.ReadFile(path)
-		return err
-	})
-	if err != nil || len(out) < 10 {
-		t.Fatalf("%d files, %v", len(out), err)
+		opt.Earlier = append(opt.Earlier, e)
+	}
+	if v.memory != nil {
+		opt.Recall = func(string, record.Hash) (*verify.Memory, error) { return v.memory, nil }
+	}
+	rep, err := verify.Run(t.Context(), v.files, v.policy, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rep
+}
+
+// disk is a vector as it lies on disk, without its name.
+func (v *vector) disk(t testing.TB) files {
+	t.Helper()
+	out := files{"verdict.json": says(v.about, v.run(t))}
+	for name, b := range v.files {
+		out["evidence/"+name] = b
+	}
+	if v.policy != nil {
+		text, err := v.policy.MarshalText()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out["policy"] = text
+	}
+	for _, r := range v.receipts {
+		out["receipts/"+r.Name] = r.Data
+	}
+	if v.earlier != nil {
+		out["earlier"] = v.earlier
+	}
+	if v.memory != nil {
+		b, err := v.memory.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out["memory"] = b
 	}
 	return out
 }
 
-func readVector(t *testing.T, name string) []byte {
+// readTree reads the files below a directory.
+func readTree(t testing.TB, dir string) files {
+	t.Helper()
+	out := files{}
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		out[filepath.ToSlash(rel)], err = os.ReadFile(name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// readVector reads a file beside the vectors.
+func readVector(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(vectorDir, name))
 	if err != nil {
@@ -109,84 +161,208 @@ func readVector(t *testing.T, name string) []byte {
 	return b
 }
 
+// load reads the evidence of a real appliance.
+func load(t testing.TB) files {
+	t.Helper()
+	out := readTree(t, filepath.Join(vectorDir, "sealed"))
+	if len(out) < 10 {
+		t.Fatalf("%d files", len(out))
+	}
+	return out
+}
+
+// parse is a vector from its files.
+func parse(t testing.TB, disk files) *vector {
+	t.Helper()
+	v := &vector{files: files{}, earlier: disk["earlier"]}
+	var err error
+	for _, name := range slices.Sorted(maps.Keys(disk)) {
+		b := disk[name]
+		switch dir, rest, _ := strings.Cut(name, "/"); {
+		case dir == "evidence":
+			v.files[rest] = b
+		case dir == "receipts":
+			v.receipts = append(v.receipts, verify.Receipt{Name: rest, Data: b})
+		case name == "policy":
+			v.policy, err = verify.ParsePolicy(b)
+		case name == "memory":
+			v.memory, err = verify.ParseMemory(b)
+		case name == "verdict.json":
+			var want verdict
+			err = json.Unmarshal(b, &want)
+			v.about = want.About
+		case name != "earlier":
+			err = errors.New("it does not belong there")
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	return v
+}
+
+// TestVectors runs the vectors as another implementation would.
 func TestVectors(t *testing.T) {
 	t.Parallel()
-	honest, policy, receipt := load(t), readVector(t, "policy"), readVector(t, "receipt.json")
-	var cases []vector
-	d := json.NewDecoder(bytes.NewReader(readVector(t, "cases.json")))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&cases); err != nil || len(cases) < 25 {
-		t.Fatalf("%d cases, %v", len(cases), err)
+	if *update {
+		return // they are being written
 	}
-	for _, c := range cases {
-		t.Run(c.Name, func(t *testing.T) {
-			t.Parallel()
-			f := honest.clone()
-			for _, e := range c.Edits {
-				e.apply(t, f)
+	paths, err := filepath.Glob(filepath.Join(vectorDir, "*", "verdict.json"))
+	if err != nil || len(paths) < 100 {
+		t.Fatalf("%d vectors, %v", len(paths), err)
+	}
+	tampered := map[string]bool{}
+	for _, p := range paths {
+		disk := readTree(t, filepath.Dir(p))
+		v := parse(t, disk)
+		rep := v.run(t)
+		if diff := cmp.Diff(string(disk["verdict.json"]), string(says(v.about, rep))); diff != "" {
+			t.Errorf("%s:\n%s\n%s", p, diff, text(t, rep))
+		}
+		for _, f := range rep.Findings {
+			tampered[f.Rule] = true
+		}
+	}
+	for _, r := range verify.Rules() {
+		if !tampered[r.Name] {
+			t.Errorf("no vector breaks %s", r.Name)
+		}
+	}
+}
+
+// appliance is the evidence of a real appliance.
+func appliance(t testing.TB) *vector {
+	t.Helper()
+	v := &vector{
+		about: "Two boots of an appliance: an HSM key, a software TPM, measured time, five seals, entries behind the last.",
+		files: load(t), receipts: []verify.Receipt{{Name: "receipt.json", Data: readVector(t, "receipt.json")}},
+	}
+	var err error
+	if v.policy, err = verify.ParsePolicy(readVector(t, "policy")); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// The selftest finds all of its mutations in evidence of a real appliance, with keys that nobody knows.
+func TestSelftestOfAnAppliance(t *testing.T) {
+	t.Parallel()
+	v := appliance(t)
+	rep := selftest(t, v.files, v.policy, verify.SelftestOptions{Receipts: v.receipts})
+	if n := rep.Counts[verify.Caught]; n < 95 {
+		t.Errorf("%d caught", n)
+	}
+}
+
+// TestVectorsAreCurrent fails when the vectors are not those that these tests make.
+func TestVectorsAreCurrent(t *testing.T) {
+	t.Parallel()
+	real := appliance(t)
+	made := files{"verdict.json": says(real.about, real.run(t))}
+	put := func(name string, v *vector) {
+		if _, twice := made[name+"/verdict.json"]; twice {
+			t.Errorf("two vectors %s", name)
+		}
+		for file, b := range v.disk(t) {
+			made[name+"/"+file] = b
+		}
+	}
+	for name, v := range mutants(t) {
+		put(name, v)
+	}
+	for _, s := range scenes {
+		v := s.make(t)
+		v.about = s.about
+		if got := v.run(t); got.Verdict != s.verdict || len(got.Findings) > 0 {
+			t.Errorf("%s: %s", s.name, text(t, got))
+		}
+		put(s.name, v)
+	}
+	on := readTree(t, vectorDir)
+	for name := range on {
+		if name != "verdict.json" && (!strings.Contains(name, "/") || strings.HasPrefix(name, "sealed/")) {
+			delete(on, name)
+		}
+	}
+	if *update {
+		for name := range on {
+			if err := os.Remove(filepath.Join(vectorDir, name)); err != nil {
+				t.Error(err)
 			}
-			var given []verify.Receipt
-			if c.Receipt {
-				r := files{"": bytes.Clone(receipt)}
-				if c.ReceiptEdit != nil {
-					c.ReceiptEdit.apply(t, r)
-				}
-				given = append(given, verify.Receipt{Name: "receipt.json", Data: r[""]})
+		}
+		for name, b := range made {
+			full := filepath.Join(vectorDir, name)
+			if err := errors.Join(os.MkdirAll(path.Dir(full), 0o755), os.WriteFile(full, b, 0o644)); err != nil {
+				t.Error(err)
 			}
-			rep := run(t, f, c.policy(t, policy, honest), given...)
-			if c.AnyFindings == nil {
-				want(t, rep, c.Verdict, c.Findings...)
-			} else if rep.Verdict != c.Verdict || len(rep.Findings) > 4 || !slices.ContainsFunc(rep.Findings, func(f verify.Finding) bool { return f.Rule == c.AnyFindings[0] }) {
-				t.Error(text(t, rep))
+		}
+		return
+	}
+	size := 0
+	for name, b := range made {
+		if size += len(b); !bytes.Equal(b, on[name]) {
+			t.Errorf("%s is not what these tests make: run go test ./verify -run Vectors -update, and review the difference", name)
+		}
+		delete(on, name)
+	}
+	for name := range on {
+		t.Errorf("%s belongs to no vector", name)
+	}
+	if size > 2<<20 {
+		t.Errorf("the vectors have %d bytes", size)
+	}
+}
+
+// mutants are the mutations of the catalogue, made with the logs' own keys, each of the smallest log that it can be made of.
+func mutants(t *testing.T) map[string]*vector {
+	t.Helper()
+	out := map[string]*vector{}
+	for _, b := range []*builder{village(t), hamlet(t).builder, keep(t), town(t).busy(6).builder, village(t).events(251)} {
+		given, p := b.export(), b.trust()
+		if b.chip != nil && b.machine == nil {
+			given = withCopies(t, given)
+			maps.DeleteFunc(given, func(name string, _ []byte) bool {
+				return name == "README.md" || strings.HasPrefix(name, "seals/") || strings.HasSuffix(name, ".pem")
+			})
+		}
+		opt := verify.SelftestWith(verify.SelftestOptions{}, b.ownKeys, b.attester(), func(m *verify.Mutation, x verify.Tried, rep *verify.Report) {
+			if out[m.Name] != nil {
+				return
 			}
-			if u := c.Unanchored; u != nil && (rep.Unanchored == nil || *rep.Unanchored != verify.Range{From: u[0], To: u[1]}) {
-				t.Errorf("unanchored: %+v", rep.Unanchored)
+			v := &vector{about: m.Does, files: snapshot(t, x.Source), policy: x.Policy, receipts: x.Receipts, earlier: x.Earlier, memory: x.Memory}
+			if v.policy == nil {
+				v.policy = p
 			}
+			out[m.Name] = v
 		})
+		selftest(t, given, p, opt)
 	}
-}
-
-// policy is the policy of a case. In its lines KEY, GENESIS, EKROOT and AKNAME stand for those of the evidence.
-func (c *vector) policy(t *testing.T, file []byte, honest files) *verify.Policy {
-	t.Helper()
-	switch {
-	case c.Policy == nil:
-	case string(c.Policy) == "null":
-		return nil
-	default:
-		var lines []string
-		if err := json.Unmarshal(c.Policy, &lines); err != nil {
-			t.Fatal(err)
-		}
-		var key, genesis string
-		for line := range strings.Lines(string(file)) {
-			words := strings.Fields(line)
-			if words[0] == "log" && key == "" {
-				key = words[1]
-			} else if words[0] == "genesis" {
-				genesis = words[1]
+	if len(out) != len(verify.Mutations()) {
+		for _, m := range verify.Mutations() {
+			if out[m.Name] == nil {
+				t.Errorf("no vector of %s", m.Name)
 			}
 		}
-		root, ak := lastCertificate(t, honest["enrolment/ek-chain.pem"]), sha256.Sum256(honest["enrolment/ak.tpmt"])
-		file = []byte(strings.NewReplacer("EKROOT", root, "KEY", key, "GENESIS", genesis, "AKNAME", fmt.Sprintf("000b%x", ak)).Replace(strings.Join(lines, "\n")))
 	}
-	p, err := verify.ParsePolicy(file)
-	if err != nil {
-		t.Fatal(fmt.Errorf("%s: %w", c.Name, err))
-	}
-	return p
+	return out
 }
 
-// lastCertificate is the last certificate of a PEM file, in base64.
-func lastCertificate(t *testing.T, file []byte) (der string) {
+// snapshot reads all of a source.
+func snapshot(t *testing.T, src verify.Source) files {
 	t.Helper()
-	for b, rest := pem.Decode(file); b != nil; b, rest = pem.Decode(rest) {
-		der = base64.StdEncoding.EncodeToString(b.Bytes)
+	out := files{}
+	err := src.Walk(t.Context(), func(name string) error {
+		f, err := src.Open(t.Context(), name)
+		if err != nil {
+			return err
+		}
+		out[name], err = io.ReadAll(f)
+		return errors.Join(err, f.Close())
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if der == "" {
-		t.Fatal("no certificate")
-	}
-	return der
+	return out
 }
 
 // No byte of real evidence can be flipped, but in what is no evidence: the README, and another project's encoding of a seal.

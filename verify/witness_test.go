@@ -272,26 +272,6 @@ func TestExportCopiesWhatWitnessesCosigned(t *testing.T) {
 	want(t, run(t, out, witnessed(b)), verify.OutcomeVerified)
 }
 
-// The cosignatures in the vectors are those of witnesses 1 and 2 (their keys' seeds are 32 bytes of that value, their times 1 and 2) on
-// the head of the evidence, and on two heads that the log never had. This says what they should be when the evidence is made anew.
-func TestVectorsOfWitnessesAreCurrent(t *testing.T) {
-	t.Parallel()
-	cases := string(readVector(t, "cases.json"))
-	head := load(t)["checkpoint"]
-	text, _, _ := bytes.Cut(head, []byte("\n\n"))
-	larger := bytes.Replace(text, []byte("\n19\n"), []byte("\n20\n"), 1)
-	other := append(bytes.Clone(text[:bytes.LastIndexByte(text, '\n')+1]), base64.StdEncoding.EncodeToString(make([]byte, 32))...)
-	for about, want := range map[string][]byte{
-		"head, witness 1": cosigned(t, head, 1)[len(head):], "head, witness 2": cosigned(t, head, 2)[len(head):],
-		"larger head": cosigned(t, append(larger, "\n\n"...), 1), "other head": cosigned(t, append(other, "\n\n"...), 1),
-		"key of witness 1": []byte("witness w1 " + witnessKey(t, 1)), "key of witness 2": []byte("witness w2 " + witnessKey(t, 2)),
-	} {
-		if quoted := strings.ReplaceAll(string(want), "\n", `\n`); !strings.Contains(cases, quoted) {
-			t.Errorf("%s: cases.json has to have %s", about, quoted)
-		}
-	}
-}
-
 // However a cosigned checkpoint is changed, it does not count as cosigned by more, or over more, than it was.
 func FuzzCosigned(f *testing.F) {
 	b := newBuilder(f).begin().events(20)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the evidence of these vectors anew, with a throwaway appliance: needed when a format changes. Run it with bullad and bulla in
-# PATH, in this directory; then read the difference, and correct cases.json where it names places.
+# PATH, in this directory; then run `go test ./verify -run Vectors -update`, and read the
+# difference.
 set -euo pipefail
 work=$(mktemp -d) appliance=
 finish() {
