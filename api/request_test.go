@@ -266,17 +266,3 @@ func (r *Request) text() string {
 	}
 	return r.Log
 }
-
-// Bulk ingest is bound by parsing; see docs/performance.md.
-func BenchmarkParseRequest(b *testing.B) {
-	event := fmt.Sprintf(`{"actor":{"id":"alice","type":"user"},"data":{"method":"publickey","note":%q},"id":"01JD3Z1W5V9T5Z8K6Q4X2Y7B3C","outcome":"success","session_id":"s-77","src":{"ip":"192.0.2.7","port":52144},"type":"auth.login"}`, strings.Repeat("x", 90))
-	frame := []byte(`{"id":1,"op":"append","events":[` + strings.TrimSuffix(strings.Repeat(event+",", 1000), ",") + `]}`)
-	b.SetBytes(int64(len(frame)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := ParseRequest(frame); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.N)*1000/b.Elapsed().Seconds(), "events/s")
-}

@@ -198,17 +198,3 @@ func FuzzVerifierKey(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkOpenCheckpoint(b *testing.B) {
-	s, v := newSigner(b, testOrigin, testKey(b, elliptic.P256(), "a"))
-	signed, err := note.Sign(&note.Note{Text: Checkpoint{testOrigin, 0, new(Tree).Root()}.Text()}, s)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, _, err := OpenCheckpoint(signed, v); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

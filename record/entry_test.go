@@ -227,32 +227,3 @@ func FuzzEntry(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkFrameAppend(b *testing.B) {
-	producer, err := (&Producer{Exe: "/usr/sbin/sshd", GID: 1000, PID: 4711, UID: 1000, Unit: "ssh.service"}).Append(nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	frame, prev := NewFrame(testOrigin, testStamp()), Hash{1}
-	var dst []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		dst = frame.Append(dst[:0], KindEvent, 123456, prev, producer, event300)
-	}
-	b.SetBytes(int64(len(dst)))
-}
-
-func BenchmarkParseEntry(b *testing.B) {
-	e := Entry{Index: 1, Kind: KindEvent, Log: testOrigin, Prev: Hash{1}, Producer: &Producer{Exe: "/usr/sbin/sshd", PID: 7, Unit: "ssh.service"}, Stamp: testStamp(), Body: event300}
-	src, err := e.Append(nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	b.SetBytes(int64(len(src)))
-	for b.Loop() {
-		if _, err := ParseEntry(src); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -121,30 +121,3 @@ func checkAcceptedEvent(t *testing.T, body []byte, key EventKey) {
 		t.Fatalf("%q encodes as %q, %v", body, again, err)
 	}
 }
-
-func BenchmarkCanonicalEvent(b *testing.B) {
-	spaced := append([]byte(" "), event300...)
-	escaped := bytes.Replace(event300, []byte("alice"), []byte("al\\\"ice"), 1)
-	ipv6 := bytes.Replace(event300, []byte("192.0.2.7"), []byte("2001:db8::7"), 1)
-	for _, c := range []struct {
-		name string
-		src  []byte
-	}{{"canonical", event300}, {"escapes", escaped}, {"ipv6", ipv6}, {"ordinary", spaced}} {
-		b.Run(c.name, func(b *testing.B) {
-			b.ReportAllocs()
-			b.SetBytes(int64(len(c.src)))
-			for b.Loop() {
-				if _, _, err := CanonicalEvent(c.src); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}
-
-func BenchmarkLeafHash(b *testing.B) {
-	b.SetBytes(int64(len(event300)))
-	for b.Loop() {
-		LeafHash(event300)
-	}
-}

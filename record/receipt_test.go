@@ -198,13 +198,3 @@ func FuzzBundle(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkVerifyReceipt(b *testing.B) {
-	receipts, v := testLog(b, 1000)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, _, err := receipts[500].Verify(v); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -142,30 +142,3 @@ func TestTreeCloneIsApart(t *testing.T) {
 		t.Error("the original changed")
 	}
 }
-
-func BenchmarkTreeAppend(b *testing.B) {
-	tree, leaf := new(Tree), leafOf(0)
-	var dst []Hash
-	b.ReportAllocs()
-	for b.Loop() {
-		dst = tree.Append(dst[:0], leaf)
-	}
-}
-
-func BenchmarkSpanProof(b *testing.B) {
-	tree := new(Tree)
-	for i := range 1_000_003 {
-		tree.Append(nil, Hash{byte(i)})
-	}
-	span := Span{Base: tree.Clone()}
-	for i := range 1000 {
-		span.Hashes = tree.Append(span.Hashes, leafOf(i))
-	}
-	span.Size = tree.Size()
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := tlog.ProveRecord(int64(span.Size), int64(span.Base.Size()+500), span); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

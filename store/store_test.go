@@ -257,27 +257,3 @@ func TestTruncatedWhileOpen(t *testing.T) {
 		t.Errorf("reading past the end of the file: %v", err)
 	}
 }
-
-func BenchmarkCommit(b *testing.B) {
-	for _, n := range []int{1, 100, 1000, 10000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			path := filepath.Join(b.TempDir(), "log.db")
-			l := fill(b, path, 1)
-			defer l.Close()
-			tree, err := record.NewTree(0, nil)
-			if err != nil {
-				b.Fatal(err)
-			}
-			batch(tree, 1)
-			for b.Loop() {
-				b.StopTimer()
-				next := batch(tree, n)
-				b.StartTimer()
-				if err := l.Commit(next); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64(b.N*n)/b.Elapsed().Seconds(), "entries/s")
-		})
-	}
-}

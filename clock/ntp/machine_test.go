@@ -130,28 +130,3 @@ func FuzzTracking(f *testing.F) {
 		}
 	})
 }
-
-// BenchmarkNow is the cost of stamping an entry: less than 1.5 us.
-func BenchmarkNow(b *testing.B) {
-	m := newMonitor(Config{Policy: clock.DefaultPolicy()}, local{})
-	r := local{}.Read()
-	m.published.Store(&clock.Estimate{Mapping: clock.Mapping{UTCMinusRaw: r.Real - r.Raw, Bound: ms, Rate: 12345, Growth: 15_000, Leap: 1, LeapAt: 1 << 61}, AsOf: r.Raw, Round: 1, State: clock.Synced})
-	m.watched.Store(r.Raw + 1<<40)
-	for b.Loop() {
-		if s := m.Now(); !s.HasEstimate {
-			b.Fatal(s)
-		}
-	}
-}
-
-// BenchmarkNowParallel is the same from several connections at once.
-func BenchmarkNowParallel(b *testing.B) {
-	m := newMonitor(Config{Policy: clock.DefaultPolicy()}, local{})
-	r := local{}.Read()
-	m.published.Store(&clock.Estimate{Mapping: clock.Mapping{UTCMinusRaw: r.Real - r.Raw}, AsOf: r.Raw, Round: 1, State: clock.Synced})
-	b.RunParallel(func(p *testing.PB) {
-		for p.Next() {
-			m.Now()
-		}
-	})
-}
