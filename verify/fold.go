@@ -119,6 +119,7 @@ func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) er
 	switch {
 	case err == nil:
 		f.state = next
+		f.line.govern(e)
 	case errors.Is(lookup, errNoRoot): // whether it is permitted is not known, nor what follows from it
 		f.r.miss(fmt.Sprintf("the head that entry %d names cannot be computed", e.Index), ClaimGovernance)
 		f.stopped = true

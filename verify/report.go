@@ -65,6 +65,7 @@ type Report struct {
 	Earlier    []EarlierResult   `json:"earlier,omitempty"`   // seen of the log before
 	Entries    map[string]uint64 `json:"entries"`             // by kind
 	Remarks    []string          `json:"remarks,omitempty"`
+	Timeline   *Timeline         `json:"timeline,omitempty"` // as far as the log was followed
 
 	// Memory is for the next run on this log; nil when there is nothing that it could rely on, or this run did not find all that was
 	// seen before.
@@ -159,6 +160,7 @@ func (r *run) conclude() *Report {
 		rep.Verdict = OutcomeTampered
 	}
 	rep.Memory = r.remember()
+	rep.Timeline = r.fold.line.report()
 	return rep
 }
 

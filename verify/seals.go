@@ -78,7 +78,7 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 		f.sealed, number = f.replay.Sealed()
 		f.sealAt[number] = e.Index
 		f.boots.seal(e.Body)
-		f.line.seal(e)
+		f.line.seal(e, f.sealed)
 		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
 	}
 	return nil

@@ -4,7 +4,7 @@
 // a Policy: the log's verifier keys and the leaf hash of its genesis. Everything else is evidence, and hostile until checked.
 //
 //	verify.go   Run, the main path, and what it is given
-//	report.go   the answer: claims with their coverage, findings, verdict; text.go prints it
+//	report.go   the answer: claims with their coverage, findings, verdict; text.go prints it, html.go as a page
 //	rules.go    every rule a finding can name, what it is about and what a violation means
 //	policy.go   the policy file (C2SP tlog-policy, extended)
 //	source.go   evidence in a directory or a tar file

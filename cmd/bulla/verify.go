@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -10,9 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"bulla/internal/durable"
 	"bulla/verify"
 )
 
@@ -20,6 +23,7 @@ func (t *tool) verifyCommand() *cobra.Command {
 	var policy string
 	var receipts, earlier []string
 	var m memory
+	var page string
 	var selftest bool
 	cmd := &cobra.Command{
 		Use:   "verify EVIDENCE",
@@ -50,6 +54,8 @@ A log that was not found tampered is remembered: its size and root, and how far 
 extends that, so that a shorter or another log is found even where nothing else tells. --earlier does the same with a checkpoint or an
 export that was kept. To check an old export after a newer one, say --no-memory.
 
+--html writes the report as one page too: nothing is loaded by it, it needs no script, and it prints.
+
 --selftest shows that this verifier finds tampering with this very evidence: it tampers with copies of it, in memory, in every way of
 docs/selftest.md, one at a time, and says which rule found each, and where. Exit 0: all that can be tried were found; 1: one was not;
 2: the evidence itself is not verified, and nothing was tried.`,
@@ -60,9 +66,12 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 			if err != nil {
 				return err
 			}
-			p, err := readPolicy(policy)
+			p, policyFile, err := readPolicy(policy)
 			if err != nil {
 				return err
+			}
+			if len(given) == 0 && !cmd.Flags().Changed("socket") {
+				return usagef("name the evidence: a directory, a tar file, the URL of a tile tree, or an appliance with --socket; see `bulla verify --help`")
 			}
 			if selftest {
 				return t.selftest(cmd.Context(), strings.Join(given, ""), p, opt.Receipts)
@@ -77,10 +86,16 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 			if m.off && m.path != "" {
 				return usagef("--memory and --no-memory contradict each other")
 			}
-			if len(given) == 0 && !cmd.Flags().Changed("socket") {
-				return usagef("name the evidence: a directory, a tar file, the URL of a tile tree, or an appliance with --socket; see `bulla verify --help`")
+			rep, err := t.verify(cmd.Context(), strings.Join(given, ""), p, opt, &m)
+			if err != nil {
+				return err
 			}
-			return t.verify(cmd.Context(), strings.Join(given, ""), p, opt, &m)
+			if page != "" {
+				if err := writePage(page, &verify.Page{Report: rep, Evidence: strings.Join(given, ""), Policy: policyFile, Tool: "bulla " + version(), Made: time.Now()}); err != nil {
+					return err
+				}
+			}
+			return coded(verdictCode(rep.Verdict), nil)
 		},
 	}
 	cmd.Flags().StringVar(&policy, "policy", "", "file that says what to trust")
@@ -88,15 +103,16 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 	cmd.Flags().StringArrayVar(&earlier, "earlier", nil, "checkpoint or export that was seen before, which the log must extend; may be repeated")
 	cmd.Flags().StringVar(&m.path, "memory", "", "file with what earlier runs knew of the log (default: one for each log in $XDG_STATE_HOME/bulla/verify)")
 	cmd.Flags().BoolVar(&m.off, "no-memory", false, "neither compare with earlier runs nor remember this one")
+	cmd.Flags().StringVar(&page, "html", "", "file for the report as one page to read and print, with pictures of the log's course and clock")
 	cmd.Flags().BoolVar(&selftest, "selftest", false, "tamper with copies of the evidence in every known way, and show that each is found")
 	return t.reads(cmd)
 }
 
-// verify checks evidence and prints the report; the error carries the verdict's exit code.
-func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, opt verify.Options, m *memory) error {
+// verify checks evidence, remembers what it found, and prints the report.
+func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, opt verify.Options, m *memory) (*verify.Report, error) {
 	src, live, done, err := t.evidence(ctx, path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer done()
 	opt.Live, path = live, cmp.Or(live, path)
@@ -108,7 +124,7 @@ func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, o
 	report, err := verify.Run(ctx, src, policy, opt)
 	p.clear()
 	if err != nil {
-		return fmt.Errorf("verifying %s: %w", path, err)
+		return nil, fmt.Errorf("verifying %s: %w", path, err)
 	}
 	kept := m.keep(report.Memory)
 	if t.json {
@@ -117,12 +133,21 @@ func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, o
 		err = report.WriteText(t.out)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if kept != nil {
 		fmt.Fprintf(t.err, "bulla: nothing is remembered of this run: %v; name a file with --memory, or say --no-memory\n", kept)
 	}
-	return coded(verdictCode(report.Verdict), nil)
+	return report, nil
+}
+
+// writePage writes a report as a page.
+func writePage(path string, p *verify.Page) error {
+	var b bytes.Buffer
+	if err := p.WriteHTML(&b); err != nil {
+		return err
+	}
+	return durable.Replace(path, b.Bytes(), 0o644)
 }
 
 // evidence opens what is to be verified; live says where it is served, and is empty of what is at rest.
@@ -172,19 +197,17 @@ func openEvidence(ctx context.Context, path string) (src verify.Source, done fun
 	return tar, func() { _ = f.Close() }, nil
 }
 
-func readPolicy(path string) (*verify.Policy, error) {
+func readPolicy(path string) (p *verify.Policy, file []byte, err error) {
 	if path == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
-	b, err := readSmall(path)
-	if err != nil {
-		return nil, err
+	if file, err = readSmall(path); err != nil {
+		return nil, nil, err
 	}
-	p, err := verify.ParsePolicy(b)
-	if err != nil {
-		return nil, usagef("%s: %w", path, err)
+	if p, err = verify.ParsePolicy(file); err != nil {
+		return nil, nil, usagef("%s: %w", path, err)
 	}
-	return p, nil
+	return p, file, nil
 }
 
 func readReceipts(paths []string) (verify.Options, error) {
