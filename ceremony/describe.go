@@ -22,6 +22,22 @@ func (c *PolicySet) describe(s *State) []string {
 	return differences(was.flat(), c.flat())
 }
 
+// Describe says in words what governs by it, a line each. Whatever somebody else wrote is made printable.
+func (g *Genesis) Describe() []string {
+	policy := PolicySet{Clock: g.Clock, Quotas: g.Quotas, Roles: g.Roles, Seal: g.Seal}
+	officers := OfficersSet{Officers: g.Officers, ProposerCounts: g.ProposerCounts, Thresholds: g.Thresholds}
+	var out []string
+	for _, values := range []map[string]string{officers.flat(), policy.flat()} {
+		for _, name := range slices.Sorted(maps.Keys(values)) {
+			out = append(out, name+": "+values[name])
+		}
+	}
+	if p := g.Predecessor; p != nil {
+		out = append(out, fmt.Sprintf("it succeeds log %s, closed at %d entries, root %s", quoted(p.Origin), p.Size, hexOf(p.Root)))
+	}
+	return out
+}
+
 // flat is the policy as named values.
 func (c *PolicySet) flat() map[string]string {
 	out := map[string]string{}

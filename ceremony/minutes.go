@@ -369,19 +369,7 @@ func (ch *chapter) purpose() []string {
 	if ch.pending != nil {
 		return ch.before.Describe(ch.pending.Proposal)
 	}
-	g := ch.before.Policy
-	policy := PolicySet{Clock: g.Clock, Quotas: g.Quotas, Roles: g.Roles, Seal: g.Seal}
-	officers := OfficersSet{Officers: g.Officers, ProposerCounts: g.ProposerCounts, Thresholds: g.Thresholds}
-	out := []string{"the log begins, governed by:"}
-	for _, values := range []map[string]string{officers.flat(), policy.flat()} {
-		for _, name := range slices.Sorted(maps.Keys(values)) {
-			out = append(out, name+": "+values[name])
-		}
-	}
-	if p := g.Predecessor; p != nil {
-		out = append(out, fmt.Sprintf("it succeeds log %s, closed at %d entries, root %s", quoted(p.Origin), p.Size, hexOf(p.Root)))
-	}
-	return out
+	return append([]string{"the log begins, governed by:"}, ch.before.Policy.Describe()...)
 }
 
 func (ch *chapter) participants() [][]string {
