@@ -36,9 +36,9 @@ type Enacted struct {
 	Outcome json.RawMessage `json:"outcome,omitzero"` // what the devices made
 }
 
-// Waiting is what GET /v1/recovery answers: the proposal of a recovery and the decisions on it, which wait outside the log until they
-// are enacted. Proposal is nil where none waits.
+// Waiting is what GET /v1/recovery answers: proposals of a recovery and the decisions on them, which wait outside a log that was
+// rolled back until one of them is enacted. The log would take them in this order, proposals first.
 type Waiting struct {
-	Proposal  *ceremony.Proposed  `json:"proposal,omitempty"`
+	Proposals []ceremony.Proposed `json:"proposals,omitempty"`
 	Decisions []ceremony.Approval `json:"decisions,omitempty"`
 }

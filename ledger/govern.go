@@ -40,12 +40,21 @@ type Enacted struct {
 }
 
 // Govern sequences what a ceremony makes, in one commit. What the state in force does not permit is refused with a *Refusal that
-// wraps a *ceremony.Refused, and nothing is taken. Other than the daemon's own records it is not tried again when a batch fails.
+// wraps a *ceremony.Refused, and nothing is taken. Other than the daemon's own records it is not tried again when a batch fails. Where
+// the log was rolled back, what is about its recovery waits outside it, and there is no result.
 func (l *Ledger) Govern(ctx context.Context, entries ...Governing) (*Result, error) {
-	if r := l.hold.Load(); r != nil && r.Code == record.CodeRollback {
-		return nil, r
+	if r := l.rolledBack(); r != nil {
+		return nil, l.wait(entries, r)
 	}
 	return l.govern(ctx, entries)
+}
+
+// rolledBack is why nothing but a recovery may be taken, or nil.
+func (l *Ledger) rolledBack() *Refusal {
+	if r := l.hold.Load(); r != nil && r.Code == record.CodeRollback {
+		return r
+	}
+	return nil
 }
 
 func (l *Ledger) govern(ctx context.Context, entries []Governing) (*Result, error) {
@@ -90,7 +99,10 @@ func Ungoverned(err error) *Refusal {
 
 // Pending finds the open proposal of a number, whose document is the one that is meant.
 func (l *Ledger) Pending(number uint64, document record.Hash) (*ceremony.Pending, error) {
-	state := l.State()
+	state, _, err := l.Governance()
+	if err != nil {
+		return nil, err
+	}
 	open := state.Open()
 	i := slices.IndexFunc(open, func(p *ceremony.Pending) bool { return p.Proposal.Number == number })
 	switch {
@@ -129,17 +141,24 @@ func (l *Ledger) Enact(ctx context.Context, number uint64, document record.Hash,
 	if err != nil {
 		return nil, err
 	}
-	if err := l.State().Approved(p, l.cfg.Clock.Now()); err != nil {
+	state, waiting, err := l.Governance()
+	if err != nil {
+		return nil, err
+	}
+	if err := state.Approved(p, l.cfg.Clock.Now()); err != nil {
 		return nil, Ungoverned(err)
 	}
-	e := &enacting{ledger: l, body: ceremony.Enactment{Document: p.Hash, Number: number}}
+	if r := l.rolledBack(); r != nil && p.Proposal.Action != ceremony.ActionRecoveryDeclare {
+		return nil, r
+	}
+	e := &enacting{ledger: l, waiting: waiting, body: ceremony.Enactment{Document: p.Hash, Number: number}}
 	err = exec.Execute(ctx, l, p, e.did, func(outcome any) error { return e.commit(ctx, outcome) })
 	switch {
 	case e.out != nil || errors.Is(err, ErrUnknown):
 		return e.out, err
 	case err == nil:
 		return nil, fmt.Errorf("carrying out proposal %d: nothing was recorded", number)
-	case len(e.body.Steps) == 0 || e.tried: // nothing was changed; or all of it was done, and only its entry is missing
+	case len(e.body.Steps) == 0 || e.tried || len(waiting) > 0: // nothing was changed; or all of it was done, and only its entry is missing
 		return nil, err
 	}
 	e.body.Failed = clip(err.Error())
@@ -163,10 +182,11 @@ func (l *Ledger) Abandon(ctx context.Context, p *ceremony.Pending, why string, u
 
 // enacting is a proposal that is being carried out.
 type enacting struct {
-	ledger *Ledger
-	body   ceremony.Enactment
-	tried  bool // to commit what was done
-	out    *Enacted
+	ledger  *Ledger
+	body    ceremony.Enactment
+	waiting []Governing // outside the log, to be written with it
+	tried   bool        // to commit what was done
+	out     *Enacted
 }
 
 func (e *enacting) did(what, answer string) {
@@ -191,11 +211,14 @@ func (e *enacting) record(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("recording what was done: %w", err)
 	}
-	res, err := e.ledger.Govern(ctx, Governing{record.KindEnactment, body})
+	res, err := e.ledger.govern(ctx, append(e.waiting, Governing{record.KindEnactment, body}))
 	if err != nil {
 		return err
 	}
-	e.out = &Enacted{Index: res.Items[0].Index, Failed: e.body.Failed, Steps: e.body.Steps, Outcome: e.body.Outcome}
+	e.out = &Enacted{Index: res.Items[len(e.waiting)].Index, Failed: e.body.Failed, Steps: e.body.Steps, Outcome: e.body.Outcome}
+	if len(e.waiting) > 0 {
+		return e.ledger.forgetWaiting()
+	}
 	return nil
 }
 

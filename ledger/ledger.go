@@ -1,7 +1,8 @@
 // Package ledger is the one writer of a log: it turns what is waiting into evidence.
 //
 // The protocol is the function sequence, in sequence.go; read it first. Around it: queue.go holds what is waiting, admit.go
-// decides what of it is taken, govern.go is what ceremonies add, window.go recognises repeats, open.go makes and opens a log, read.go serves what is committed,
+// decides what of it is taken, govern.go is what ceremonies add, waiting.go what of it waits
+// outside a log that was rolled back, window.go recognises repeats, open.go makes and opens a log, read.go serves what is committed,
 // sealer.go has the machine's TPM attest the heads of all logs, seal.go is how, sealerfile.go what it remembers, sealercheck.go whether the
 // TPM is as the last seal left it, and sealerrecover.go what follows when people go on although it is not.
 //
@@ -37,6 +38,8 @@ type Config struct {
 	// its signatures under its public key before it returns them, as those of packages hsm and tpm do: a device can sign with
 	// another key than it was asked to.
 	Signer func(k ceremony.Key) (Signer, error)
+	// Waiting is the file of what officers decide about a recovery while the log was rolled back; empty: nothing can be.
+	Waiting string
 }
 
 // Signer is a key in a device.
@@ -125,6 +128,7 @@ type Ledger struct {
 	window   *window // recognises repeats among the last entries
 
 	enacting sync.Mutex // one proposal is carried out at a time
+	waiting  sync.Mutex // of what waits outside the log
 
 	stop       context.CancelFunc
 	done       chan struct{}

@@ -62,7 +62,8 @@ type Sealer struct {
 	statusMu sync.Mutex
 	status   SealerStatus
 
-	wake chan struct{}
+	wake      chan struct{}
+	recovered chan struct{} // a rollback has ended
 }
 
 // SealerStatus is how sealing goes.
@@ -84,7 +85,7 @@ func (s *Sealer) Status() SealerStatus {
 
 // OpenSealer reads the sealer's file, which Cover made, and checks that every log it covers is there. It asks nothing of the TPM yet.
 func OpenSealer(cfg SealerConfig) (*Sealer, error) {
-	s := &Sealer{cfg: cfg, sizes: map[string]uint64{}, wake: make(chan struct{}, 1)}
+	s := &Sealer{cfg: cfg, sizes: map[string]uint64{}, wake: make(chan struct{}, 1), recovered: make(chan struct{}, 1)}
 	st, err := readSealer(cfg.Path)
 	if err != nil {
 		return nil, err
@@ -114,9 +115,7 @@ func OpenSealer(cfg SealerConfig) (*Sealer, error) {
 // with the TPM; later, a TPM that fails leaves them unharmed for as long as policy allows.
 func (s *Sealer) Run(ctx context.Context) error {
 	s.holdAll(&Refusal{Code: record.CodeTPM, Message: "the last seal is being settled with the TPM", RetryAfter: time.Second})
-	if err := s.start(ctx); err != nil {
-		return err
-	}
+	s.start(ctx)
 	interval := time.Duration(s.cfg.Policy.Interval)
 	tick := time.NewTicker(min(interval, time.Second))
 	defer tick.Stop()
@@ -135,7 +134,7 @@ func (s *Sealer) Run(ctx context.Context) error {
 		if reason != "" {
 			last = time.Now()
 			if _, err := s.Seal(ctx, reason, nil); errors.Is(err, ErrRollback) {
-				return s.rolledBack(ctx)
+				s.rolledBack(ctx)
 			}
 		}
 		if s.Status().LastError == "" { // sealed, or nothing was waiting for a seal
@@ -175,24 +174,22 @@ func (s *Sealer) say(ctx context.Context, what *record.System) error {
 }
 
 // start settles what was left, compares store and TPM, and makes the first seal. It tries until it knows.
-func (s *Sealer) start(ctx context.Context) error {
-	for {
+func (s *Sealer) start(ctx context.Context) {
+	for ctx.Err() == nil {
 		err := s.begin(ctx)
-		switch {
-		case err == nil:
+		if err == nil {
 			s.holdAll(nil)
-			_, err = s.Seal(ctx, ReasonStart, nil)
-			if errors.Is(err, ErrRollback) {
-				return s.rolledBack(ctx)
+			if _, err = s.Seal(ctx, ReasonStart, nil); !errors.Is(err, ErrRollback) {
+				return // without a seal, policy's time runs from here
 			}
-			return nil // without a seal, policy's time runs from here
-		case errors.Is(err, ErrRollback):
-			return s.rolledBack(ctx)
+		}
+		if errors.Is(err, ErrRollback) {
+			s.rolledBack(ctx)
+			continue
 		}
 		s.note(err)
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-time.After(time.Second):
 		}
 	}
@@ -213,7 +210,7 @@ func (s *Sealer) stuck(err error) error {
 		return err
 	}
 	if s.rollback == nil {
-		s.rollback = &Refusal{Code: record.CodeRollback, Err: err, Message: err.Error() + "; put the newer files back, or have bullad recover declare what they held lost"}
+		s.rollback = &Refusal{Code: record.CodeRollback, Err: err, Message: err.Error() + "; put the newer files back, or have the officers declare what they held lost: bulla ceremony propose recovery.declare"}
 		select {
 		case s.wake <- struct{}{}:
 		default:
@@ -222,11 +219,14 @@ func (s *Sealer) stuck(err error) error {
 	return s.rollback
 }
 
-// rolledBack refuses events for good: only a recovery ends it. Reads go on, and the alarm is in the log.
-func (s *Sealer) rolledBack(ctx context.Context) error {
+// rolledBack refuses events until a recovery ends it, or ctx. Reads go on, and the alarm is in the log.
+func (s *Sealer) rolledBack(ctx context.Context) {
 	s.mu.Lock()
 	r := s.rollback
 	s.mu.Unlock()
+	if r == nil {
+		return // it has ended already
+	}
 	s.holdAll(r)
 	why := r.Err.Error()
 	s.statusMu.Lock()
@@ -234,15 +234,19 @@ func (s *Sealer) rolledBack(ctx context.Context) error {
 	s.statusMu.Unlock()
 	for {
 		err := s.say(ctx, &record.System{Event: record.SystemAlarm, Code: record.CodeRollback, Message: clip(why)})
-		if err == nil {
-			<-ctx.Done()
-			return nil
+		var again <-chan time.Time
+		if err != nil {
+			s.note(err)
+			again = time.After(sayTime) // the alarm must be in the log once it can be
 		}
-		s.note(err)
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-time.After(sayTime): // the alarm must be in the log once it can be
+			return
+		case <-s.recovered:
+			s.note(nil)
+			s.holdAll(nil)
+			return
+		case <-again:
 		}
 	}
 }

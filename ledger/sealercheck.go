@@ -104,6 +104,9 @@ func (s *Sealer) judge(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if last.Lost && (in == nil || !in.recovered) {
+			return fmt.Errorf("%w: log %s was put back like the others, and no recovery is declared in it", ErrRollback, l.Origin())
+		}
 		if since := l.State().Policy.TPM; in == nil && since != nil && since.Seal >= last.Number {
 			continue // the log was made after the last seal
 		}
@@ -133,7 +136,8 @@ func (s *Sealer) adopt() error {
 		if err != nil {
 			return err
 		}
-		if in != nil && (s.state.Last == nil || in.Number > s.state.Last.Number) {
+		if in != nil && (s.state.Last == nil || in.Number > s.state.Last.Number || in.Number == s.state.Last.Number && in.recovered && !s.state.Last.Lost) {
+			in.Lost = in.recovered && (s.state.Last == nil || in.Counter != s.state.Last.Counter || in.PCR != s.state.Last.PCR)
 			s.state.Last, s.state.Intent = in, in.Counter+1
 		}
 	}
@@ -178,34 +182,18 @@ func (s *Sealer) sealIn(l *Ledger) (last *lastSeal, index uint64, err error) {
 
 // lastIn reads what the next seal of a log follows on: its last seal, or a recovery declared after that; nil when it has neither.
 func (s *Sealer) lastIn(l *Ledger) (*lastSeal, error) {
-	last, from, err := s.sealIn(l)
+	last, at, err := s.sealIn(l)
 	if err != nil {
 		return nil, err
 	}
-	const page = 1000
-	for {
-		indices, err := l.Kind(record.KindSystem, from, page)
-		if err != nil {
-			return nil, err
-		}
-		for _, i := range indices {
-			e, err := parsedEntry(l, i)
-			if err != nil {
-				return nil, err
-			}
-			found, err := declared(e.Body)
-			if err != nil {
-				return nil, fmt.Errorf("entry %d of %s: %w", i, l.Origin(), err)
-			}
-			if found != nil {
-				last = found
-			}
-			from = i + 1
-		}
-		if len(indices) < page {
-			return last, nil
-		}
+	recovery, closed, err := declared(l)
+	if err != nil {
+		return nil, err
 	}
+	if recovery != nil && (last == nil || closed > at) {
+		return recovery, nil
+	}
+	return last, nil
 }
 
 func parsedEntry(l *Ledger, i uint64) (*record.Entry, error) {

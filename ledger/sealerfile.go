@@ -36,6 +36,11 @@ type lastSeal struct {
 	Restarts uint32 `json:"restarts,omitzero"`
 	// Saved is behind what a reset does not set the TPM's clock back, ms.
 	Saved uint64 `json:"saved,omitzero"`
+
+	// Lost says that it is what a recovery found of a TPM that had gone on alone: then every log was put back.
+	Lost bool `json:"lost,omitzero"`
+
+	recovered bool // it is not a seal, but what a recovery found behind it
 }
 
 // pendingSeal is a seal whose statement stands; Quote is there once the TPM has made it.

@@ -30,6 +30,7 @@ type plant struct {
 	policy    ceremony.SealPolicy
 	logs      []*plantLog
 	kept      disk
+	council   *council // who governs the logs; nil: nobody
 }
 
 type plantLog struct {
@@ -75,12 +76,31 @@ func newPlant(t testing.TB, origins ...string) *plant {
 	return p
 }
 
+// newGovernedPlant makes a plant whose logs have officers.
+func newGovernedPlant(t testing.TB, origins ...string) *plant {
+	t.Helper()
+	p := newPlant(t)
+	p.council = newCouncil(t)
+	for _, origin := range origins {
+		p.create(t, origin, p.enrolment)
+	}
+	d := p.open(t, nil)
+	defer d.close(t)
+	for _, l := range d.logs {
+		p.council.approveGenesis(t, l)
+	}
+	return p
+}
+
 // create makes one more log.
 func (p *plant) create(t testing.TB, origin string, e *attest.Enrolment) {
 	t.Helper()
 	l := &plantLog{origin: origin, path: filepath.Join(p.dir, strings.ReplaceAll(origin, "/", "_")), devices: newDevices(t)}
 	g := l.devices.genesis(t)
 	g.Origin, g.TPM, g.Seal = origin, e, p.policy
+	if p.council != nil {
+		p.council.appoint(g)
+	}
 	if err := ledger.Create(l.path, l.config(), g); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +112,7 @@ func (p *plant) create(t testing.TB, origin string, e *attest.Enrolment) {
 
 func (l *plantLog) config() ledger.Config {
 	c := l.devices.config()
-	c.Origin = l.origin
+	c.Origin, c.Waiting = l.origin, l.path+"-recovery"
 	return c
 }
 
@@ -261,11 +281,9 @@ func (d *daemon) findings(t testing.TB, i int) (rules []attest.Rule, seals int, 
 		case record.KindSeal:
 			seals++
 			found = r.Next(e.Body)
-		case record.KindSystem:
-			if what, err := record.ParseSystem(e.Body); err != nil {
-				t.Fatal(err)
-			} else if len(what.Recovery) > 0 {
-				found = r.Recover(what.Recovery)
+		case record.KindEnactment:
+			if x := recoveryIn(t, e.Body); x != nil {
+				found = r.Recover(x)
 			}
 		}
 		for _, f := range found {

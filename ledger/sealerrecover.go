@@ -6,63 +6,96 @@ import (
 	"fmt"
 
 	"bulla/attest"
+	"bulla/ceremony"
 	"bulla/record"
 )
 
-// ErrNoRollback means that there is nothing to recover from: the store is as its TPM knows it.
-var ErrNoRollback = errors.New("the store is not older than its TPM")
-
-// Recover declares, in an entry of every log, that a store which is older than its TPM is gone on with as it is: what the TPM
-// attested behind the last seal that is left is lost. why is a person's statement, at most record.MaxMessage bytes. It is for a
-// sealer that does not Run. The logs have it before the sealer's file: without the declaration nothing goes on.
-func (s *Sealer) Recover(ctx context.Context, why string) (*attest.Recovery, error) {
-	if err := s.begin(ctx); err == nil {
-		return nil, ErrNoRollback
-	} else if !errors.Is(err, ErrRollback) {
-		return nil, err
-	}
+// Recover has a recovery of a log declared: what the TPM attested behind the last seal that is left is lost, and seals go on from the TPM
+// as it is found. declare makes that durable in the log, as officers have approved it; no seal is made meanwhile. Once every log that
+// was put back has one, events of those that were not closed by it are taken again.
+func (s *Sealer) Recover(ctx context.Context, declare func(*attest.Recovery) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.adopt(); err != nil {
-		return nil, err
+		return err
 	}
 	now, err := s.read(ctx)
 	if err != nil {
-		return nil, err
+		return &Refusal{Code: record.CodeTPM, Message: err.Error(), Err: err}
 	}
+	_, alone := s.look(ctx)
 	last := s.last()
 	r := &attest.Recovery{
 		Clock: now.clock.Clock, Counter: now.counter, PCR: now.pcr, Previous: last.Quote,
 		Resets: now.clock.ResetCount, Restarts: now.clock.RestartCount, Safe: now.clock.Safe, Seal: last.Number,
 	}
-	what := &record.System{Event: record.SystemRecovery, Code: record.CodeRollback, Message: why}
-	if what.Recovery, err = r.Encode(); err != nil {
-		return nil, fmt.Errorf("declaring a recovery: %w", err)
-	}
-	if err := what.Check(); err != nil {
-		return nil, fmt.Errorf("declaring a recovery: %w", err)
-	}
-	if err := s.say(ctx, what); err != nil {
-		return nil, err
+	if err := declare(r); err != nil {
+		return err
 	}
 	s.state.Last, s.state.Intent, s.state.Pending, s.state.Abandoned = recovered(r), 0, nil, nil
-	return r, s.save()
+	s.state.Last.Lost = last.Lost || errors.Is(alone, ErrRollback)
+	if err := s.save(); err != nil {
+		return err
+	}
+	return s.release(ctx)
+}
+
+// release ends a rollback when nothing shows it any more.
+func (s *Sealer) release(ctx context.Context) error {
+	if s.rollback == nil {
+		return nil
+	}
+	switch err := s.judge(ctx); {
+	case errors.Is(err, ErrRollback): // another log was put back, too
+		s.rollback = nil
+		return ignoreRollback(s.stuck(err))
+	case err != nil:
+		return err
+	}
+	s.rollback = nil
+	s.statusMu.Lock()
+	s.status.Rollback = ""
+	s.statusMu.Unlock()
+	select {
+	case s.recovered <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// ignoreRollback is nil where a log is still rolled back: that does not undo what another has declared.
+func ignoreRollback(err error) error {
+	if errors.Is(err, ErrRollback) {
+		return nil
+	}
+	return err
 }
 
 // recovered is what the next seal follows on after a recovery.
 func recovered(r *attest.Recovery) *lastSeal {
-	return &lastSeal{Clock: r.Clock, Counter: r.Counter, Number: r.Seal, PCR: r.PCR, Quote: r.Previous, Resets: r.Resets, Restarts: r.Restarts}
+	return &lastSeal{Clock: r.Clock, Counter: r.Counter, Number: r.Seal, PCR: r.PCR, Quote: r.Previous, Resets: r.Resets, Restarts: r.Restarts, recovered: true}
 }
 
-// declared reads the recovery in the body of an entry of kind system; nil when there is none.
-func declared(body []byte) (*lastSeal, error) {
-	what, err := record.ParseSystem(body)
-	if err != nil || len(what.Recovery) == 0 {
-		return nil, err
+// declared is the recovery that closed a log, and the index of its entry; nil when there is none.
+func declared(l *Ledger) (*lastSeal, uint64, error) {
+	closed := l.State().Closed
+	if closed == nil {
+		return nil, 0, nil
 	}
-	r, err := attest.ParseRecovery(what.Recovery)
+	e, err := parsedEntry(l, *closed)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return recovered(r), nil
+	enactment, err := ceremony.ParseEnactment(e.Body)
+	if err != nil {
+		return nil, 0, fmt.Errorf("entry %d of %s: %w", *closed, l.Origin(), err)
+	}
+	var out ceremony.Recovered
+	if err := record.UnmarshalCanonical(enactment.Outcome, &out); err != nil {
+		return nil, 0, fmt.Errorf("entry %d of %s: %w", *closed, l.Origin(), err)
+	}
+	if out.TPM == nil {
+		return nil, 0, nil
+	}
+	return recovered(out.TPM), *closed, nil
 }

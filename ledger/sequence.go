@@ -120,8 +120,28 @@ func (l *Ledger) sequence(requests []*request) error {
 	return nil
 }
 
-// chain makes the entries of b's drafts, and the head over them.
+// chain makes the entries of b's drafts, and the head over them with the keys that are to sign it.
 func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
+	next, err := l.compose(b, stamp)
+	if err != nil {
+		return err
+	}
+	if next.state.Changed != b.base.state.Changed || next.lines == nil {
+		next.lines, err = l.open(next.state)
+		if err != nil && b.base.lines != nil {
+			return &Refusal{Code: b.base.lines.device, Message: "the key that is to sign the log cannot be used: " + err.Error(), Err: err}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	b.next = next
+	b.span = record.Span{Base: b.base.tree, Hashes: b.content.Hashes, Size: next.size()}
+	return nil
+}
+
+// compose encodes b's drafts behind the head that it stands on, and follows them with tree and governance.
+func (l *Ledger) compose(b *batch, stamp clock.Stamp) (*head, error) {
 	next := &head{tree: b.base.tree.Clone(), prev: b.base.prev, state: b.base.state, lines: b.base.lines}
 	first := b.base.size()
 	b.content = store.Batch{First: first, Entries: make([][]byte, len(b.drafts))}
@@ -137,7 +157,7 @@ func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
 		buf = frame.Append(buf, d.kind, index, next.prev, d.producer, d.body)
 		entry := buf[at:len(buf):len(buf)]
 		if len(entry) > record.MaxEntry {
-			return fmt.Errorf("entry %d: %d bytes are more than %d", index, len(entry), record.MaxEntry)
+			return nil, fmt.Errorf("entry %d: %d bytes are more than %d", index, len(entry), record.MaxEntry)
 		}
 		next.prev = record.LeafHash(entry)
 		b.content.Entries[i] = entry
@@ -146,20 +166,10 @@ func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
 			b.content.Marks = append(b.content.Marks, store.Mark{Kind: d.kind, Index: index})
 		}
 		if err := fold(&next.state, d.kind, entry, next.prev); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if next.state.Changed != b.base.state.Changed || next.lines == nil {
-		var err error
-		if next.lines, err = l.open(next.state); err != nil && b.base.lines != nil {
-			return &Refusal{Code: b.base.lines.device, Message: "the key that is to sign the log cannot be used: " + err.Error(), Err: err}
-		} else if err != nil {
-			return err
-		}
-	}
-	b.next = next
-	b.span = record.Span{Base: b.base.tree, Hashes: b.content.Hashes, Size: next.size()}
-	return nil
+	return next, nil
 }
 
 // envelope is a guess at the bytes around a body, so that a batch's buffer rarely grows.

@@ -115,10 +115,12 @@ func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) er
 		lookup = err
 		return root, err
 	}
+	before := f.state
 	next, err := f.state.Apply(e, leaf)
 	switch {
 	case err == nil:
 		f.state = next
+		f.enacted(before, e, leaf)
 		f.line.govern(e)
 	case errors.Is(lookup, errNoRoot): // whether it is permitted is not known, nor what follows from it
 		f.r.miss(fmt.Sprintf("the head that entry %d names cannot be computed", e.Index), ClaimGovernance)
@@ -142,6 +144,26 @@ func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) er
 		}
 	}
 	return nil
+}
+
+// enacted follows what an enactment means for more than governance.
+func (f *fold) enacted(before ceremony.State, e *record.Entry, leaf record.Hash) {
+	if e.Kind != record.KindEnactment || f.state.Changed != e.Index {
+		return // or it failed
+	}
+	body, err := ceremony.ParseEnactment(e.Body)
+	if err != nil {
+		return // it was just applied
+	}
+	for _, p := range before.Open() {
+		if p.Proposal.Number != body.Number {
+			continue
+		}
+		switch c := p.Proposal.Asks().(type) {
+		case *ceremony.RecoveryDeclare:
+			f.closed(e, leaf, c)
+		}
+	}
 }
 
 // ready checks that events were allowed: that enough officers had approved the genesis, and that the log was not closed.

@@ -104,7 +104,8 @@ type Recovery struct {
 	Index    uint64 `json:"index"` // of the entry that declares it
 	Leaf     string `json:"leaf"`  // its leaf hash, hex: a policy accepts it by that
 	Seal     uint64 `json:"seal"`  // number of the last seal that the log still had; 0: none
-	From     uint64 `json:"from"`  // entries that this seal covers
+	From     uint64 `json:"from"`  // entries that are there for certain: this seal covers them
+	To       uint64 `json:"to"`    // and up to here what others were shown before is lost
 	Why      string `json:"why"`
 	Accepted bool   `json:"accepted,omitzero"` // by the policy
 

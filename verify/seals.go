@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 
 	"bulla/attest"
+	"bulla/ceremony"
 	"bulla/record"
 )
 
@@ -97,10 +99,36 @@ func (f *fold) recovery(e *record.Entry, leaf record.Hash) {
 		}
 		return
 	}
-	x := Recovery{Index: e.Index, Leaf: hex.EncodeToString(leaf[:]), Why: what.Message, Accepted: f.r.policy.accepts(leaf), time: e.Stamp.Sys}
-	x.From, x.Seal = f.replay.Sealed()
-	for _, found := range f.replay.Recover(what.Recovery) {
-		f.r.find(Finding{Rule: string(found.Rule), Index: at(e.Index), Expected: fmt.Sprintf("%.300s", found.Expected), Found: fmt.Sprintf("%.300s", found.Found)})
+	x := Recovery{Index: e.Index, Leaf: hex.EncodeToString(leaf[:]), Why: what.Message, Accepted: f.r.policy.accepts(leaf), To: record.MaxInt, time: e.Stamp.Sys}
+	f.goOn(x, what.Recovery)
+}
+
+// closed goes on from a recovery that officers have declared, which closed the log. Who trusts the genesis accepts what they decide.
+func (f *fold) closed(e *record.Entry, leaf record.Hash, c *ceremony.RecoveryDeclare) {
+	x := Recovery{Index: e.Index, Leaf: hex.EncodeToString(leaf[:]), Why: c.Reason, Accepted: true, From: c.Surviving.Size, To: c.Known.Size, time: e.Stamp.Sys}
+	var out struct {
+		TPM json.RawMessage `json:"tpm"`
+	}
+	enactment, err := ceremony.ParseEnactment(e.Body)
+	if err == nil {
+		err = json.Unmarshal(enactment.Outcome, &out)
+	}
+	if err != nil {
+		return // the fold of governance has parsed it
+	}
+	f.goOn(x, out.TPM)
+}
+
+// goOn reports a recovery, and has the replay of seals go on from it.
+func (f *fold) goOn(x Recovery, tpm []byte) {
+	if f.replay != nil && len(tpm) > 0 {
+		sealed, number := f.replay.Sealed()
+		if x.Seal = number; x.From == 0 || sealed < x.From {
+			x.From = sealed
+		}
+		for _, found := range f.replay.Recover(tpm) {
+			f.r.find(Finding{Rule: string(found.Rule), Index: at(x.Index), Expected: fmt.Sprintf("%.300s", found.Expected), Found: fmt.Sprintf("%.300s", found.Found)})
+		}
 	}
 	if len(f.r.report.Recoveries) == maxRecoveries {
 		f.r.report.Recoveries = f.r.report.Recoveries[1:]
@@ -117,7 +145,7 @@ const maxRecoveries = 100
 // lost returns the recovery that declares lost what was shown before a time, in ns, of a tree of so many entries; nil when there is none.
 func (r *run) lost(size uint64, before int64) *Recovery {
 	for i, x := range r.report.Recoveries {
-		if size > x.From && before < x.time {
+		if x.From < size && size <= x.To && before < x.time {
 			return &r.report.Recoveries[i]
 		}
 	}

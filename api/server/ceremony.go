@@ -71,20 +71,26 @@ func (c *call) decide() error {
 }
 
 // govern has the log take what a ceremony makes. It is recorded who brought it, taken or not.
-func (c *call) govern(action, what string, g ledger.Governing) (index uint64, err error) {
+func (c *call) govern(action, what string, g ledger.Governing) (index *uint64, err error) {
 	ctx, cancel := context.WithTimeout(c.r.Context(), accessTime)
 	defer cancel()
 	res, err := c.log.Ledger.Govern(ctx, g)
-	if err != nil {
-		return 0, c.ceremonyRefused(action, what, err)
+	switch {
+	case err != nil:
+		return nil, c.ceremonyRefused(action, what, err)
+	case res == nil: // it waits outside the log
+		return nil, nil
 	}
-	return res.Items[0].Index, c.recordCeremony(action, what, false)
+	return &res.Items[0].Index, c.recordCeremony(action, what, false)
 }
 
 // taken answers with where a proposal stands.
-func (c *call) taken(number, index uint64) error {
-	out := api.Taken{Number: number, Index: &index}
-	state := c.log.Ledger.State()
+func (c *call) taken(number uint64, index *uint64) error {
+	out := api.Taken{Number: number, Index: index}
+	state, _, err := c.log.Ledger.Governance()
+	if err != nil {
+		return err
+	}
 	if number == 0 {
 		out.Given, out.Needed = len(state.GenesisVotes()), state.Policy.Threshold(ceremony.ActionGenesis)
 		if err := state.Ready(); err != nil {
@@ -143,6 +149,35 @@ func (c *call) enact() error {
 		out.Index = &done.Index
 	}
 	writeJSON(c.w, http.StatusCreated, out)
+	return nil
+}
+
+// recovery gives out what waits outside a log that was rolled back.
+func (c *call) recovery() error {
+	if err := c.mayRead(); err != nil {
+		return err
+	}
+	_, waiting, err := c.log.Ledger.Governance()
+	if err != nil {
+		return err
+	}
+	var out api.Waiting
+	for _, g := range waiting {
+		if g.Kind == record.KindProposal {
+			p, _, err := ceremony.ParseProposed(g.Body)
+			if err != nil {
+				return err
+			}
+			out.Proposals = append(out.Proposals, *p)
+			continue
+		}
+		a, err := ceremony.ParseApproval(g.Body)
+		if err != nil {
+			return err
+		}
+		out.Decisions = append(out.Decisions, *a)
+	}
+	writeJSON(c.w, http.StatusOK, out)
 	return nil
 }
 

@@ -102,6 +102,7 @@ var routes = []route{
 	{"POST", "/v1/challenge", false, nil, (*call).challenge},
 	{"POST", "/v1/activation", false, nil, (*call).activate},
 	{"GET", "/v1/governance", true, nil, (*call).governance},
+	{"GET", "/v1/recovery", true, nil, (*call).recovery},
 	{"POST", "/v1/proposals", true, nil, (*call).propose},
 	{"POST", "/v1/approvals", true, nil, (*call).decide},
 	{"POST", "/v1/proposals/{number}/enact", true, nil, (*call).enact},

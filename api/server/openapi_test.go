@@ -98,7 +98,7 @@ func TestOpenAPIIsCurrent(t *testing.T) {
 	if err := d.everyRef(d.doc); err != nil {
 		t.Error(err)
 	}
-	for _, v := range []any{api.Failure{}, api.FailureDetail{}, api.Page{}, api.Seals{}, api.Challenge{}, api.Sealed{}, api.Activated{}, api.Taken{}, api.Enact{}, api.Enacted{}, ceremony.Proposed{}, ceremony.Approval{}, api.Status{}, api.LogStatus{},
+	for _, v := range []any{api.Failure{}, api.FailureDetail{}, api.Page{}, api.Seals{}, api.Challenge{}, api.Sealed{}, api.Activated{}, api.Taken{}, api.Enact{}, api.Enacted{}, api.Waiting{}, ceremony.Proposed{}, ceremony.Approval{}, api.Status{}, api.LogStatus{},
 		api.Machine{}, api.SealStatus{}, api.SelfCheckStatus{}, api.CheckRound{}, api.WitnessStatus{}, attest.CredentialChallenge{}, attest.Activation{}, record.Event{}} {
 		var want []string
 		typ := reflect.TypeOf(v)

@@ -19,12 +19,11 @@ import (
 // governance is what governs a log, folded here from entries that are in it.
 type governance struct {
 	chronicle *ceremony.Chronicle
-	logged    ceremony.State // after all of the log that its head covers
-	state     ceremony.State // and with what waits outside it
+	state     ceremony.State // after all that the log's head covers, and what waits outside it
 	head      ceremony.Head
-	waiting   *ceremony.Pending // a recovery that waits outside the log; nil: none
-	remark    string            // why what waits cannot be taken; "": it can
-	done      func()            // closes the export; earlier roots are read from it until then
+	waiting   []*ceremony.Pending // recoveries that wait outside the log
+	remark    string              // why something that waits cannot be taken; "": all can
+	done      func()              // closes the export; earlier roots are read from it until then
 }
 
 // govern reads what governs: from an appliance, or from the export that is named, without one. The caller calls done.
@@ -63,7 +62,7 @@ func (g *governance) pinned(p *verify.Policy) error {
 	if len(p.Genesis) == 0 {
 		return nil
 	}
-	origin, leaf := g.logged.Policy.Origin, g.logged.Genesis
+	origin, leaf := g.state.Policy.Origin, g.state.Genesis
 	want := genesisOf(p, origin)
 	if want == nil {
 		return coded(exitTampered, fmt.Errorf("the policy has no genesis of log %s", ceremony.Printable(origin)))
@@ -186,10 +185,9 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		err = tree.holds(indexes, leaves)
 	}
 	if err == nil {
-		g.logged = g.chronicle.State()
-		g.logged = g.logged.Skip(head.Size - g.logged.Next)
-		g.state = g.logged
-		err = signedBy(g.logged, signed)
+		logged := g.chronicle.State()
+		g.state = logged.Skip(head.Size - logged.Next)
+		err = signedBy(g.state, signed)
 	}
 	if c := (*codedError)(nil); err != nil && !errors.As(err, &c) {
 		err = coded(exitTampered, fmt.Errorf("what governs the log does not hold: %w", err))
@@ -308,39 +306,37 @@ func (g *governance) recovery(ctx context.Context, a *appliance) error {
 	if missing := (*notThere)(nil); errors.As(err, &missing) {
 		return nil
 	}
-	if err != nil || w.Proposal == nil {
+	if err != nil {
 		return err
 	}
-	if err := g.wait(record.KindProposal, w.Proposal); err != nil {
-		g.remark = fmt.Sprintf("a recovery waits outside the log, which would not take it: %v", err)
-		return nil
+	for i := range w.Proposals {
+		g.wait(record.KindProposal, &w.Proposals[i])
 	}
 	for i := range w.Decisions {
-		if err := g.wait(record.KindApproval, &w.Decisions[i]); err != nil {
-			g.remark = fmt.Sprintf("a decision on the recovery waits outside the log, which would not take it: %v", err)
-			break
-		}
+		g.wait(record.KindApproval, &w.Decisions[i])
 	}
 	for _, p := range g.state.Open() {
 		if p.Index >= g.head.Size {
-			g.waiting = p
+			g.waiting = append(g.waiting, p)
 		}
 	}
 	return nil
 }
 
 // wait folds what waits outside the log, as if it were the next entry.
-func (g *governance) wait(kind record.Kind, body any) error {
+func (g *governance) wait(kind record.Kind, body any) {
 	b, err := record.MarshalCanonical(body)
-	if err != nil {
-		return err
-	}
-	e := &record.Entry{Index: g.state.Next, Kind: kind, Log: g.state.Policy.Origin, Stamp: here(), Body: b}
-	next, err := g.state.Apply(e, record.Hash{})
 	if err == nil {
-		g.state = next
+		e := &record.Entry{Index: g.state.Next, Kind: kind, Log: g.state.Policy.Origin, Stamp: here(), Body: b}
+		var next ceremony.State
+		if next, err = g.state.Apply(e, record.Hash{}); err == nil {
+			g.state = next
+			return
+		}
 	}
-	return err
+	if g.remark == "" {
+		g.remark = fmt.Sprintf("something waits outside the log, which would not take it: %v", err)
+	}
 }
 
 // open finds a proposal that can be decided on; the error says why it cannot.

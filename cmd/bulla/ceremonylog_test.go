@@ -254,7 +254,7 @@ func (l *governedLog) govern(path string, body []byte) ([]byte, error) {
 			return nil, err
 		}
 		if l.rolled {
-			l.waiting = api.Waiting{Proposal: b}
+			l.waiting = api.Waiting{Proposals: []ceremony.Proposed{*b}}
 			return json.Marshal(api.Taken{Number: p.Number, Needed: 2, Given: 1, Missing: "another approval"})
 		}
 		return l.take(record.KindProposal, b, p.Number)
@@ -346,8 +346,8 @@ type outsideBody struct {
 
 // outside takes what waits outside the log.
 func (l *governedLog) outside() (all []outsideBody) {
-	if l.waiting.Proposal != nil {
-		all = append(all, outsideBody{record.KindProposal, l.waiting.Proposal})
+	for i := range l.waiting.Proposals {
+		all = append(all, outsideBody{record.KindProposal, &l.waiting.Proposals[i]})
 	}
 	for i := range l.waiting.Decisions {
 		all = append(all, outsideBody{record.KindApproval, &l.waiting.Decisions[i]})

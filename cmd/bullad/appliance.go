@@ -98,7 +98,7 @@ func (a *appliance) open(ctx context.Context, path string) (err error) {
 }
 
 func (a *appliance) openLog(ctx context.Context, lc LogConfig) (*ledger.Ledger, error) {
-	cfg := ledger.Config{Origin: lc.Origin, Clock: a.clock, Signer: func(k ceremony.Key) (ledger.Signer, error) { return a.signer(ctx, lc, k) }}
+	cfg := ledger.Config{Origin: lc.Origin, Clock: a.clock, Waiting: lc.File + "-recovery", Signer: func(k ceremony.Key) (ledger.Signer, error) { return a.signer(ctx, lc, k) }}
 	s, err := store.Open(lc.File)
 	if err != nil {
 		return nil, err

@@ -45,6 +45,7 @@ nothing: all its devices are files.`,
 	}
 	c.Flags().StringVar(&f.dir, "dir", "", "directory of the appliance")
 	c.Flags().BoolVar(&f.tpmKey, "tpm-key", false, "sign the log with a key in the TPM instead of the HSM")
+	c.Flags().IntVar(&f.logs, "logs", 1, "how many logs a new appliance gets")
 	c.Flags().StringVar(&f.profile, "profile", "", "directory for profiles of the daemon, written when it ends")
 	c.Flags().DurationVar(&f.delay, "hsm-delay", 0, "how much longer the HSM takes for a signature")
 	must(c.MarkFlagRequired("dir"))
@@ -55,12 +56,14 @@ nothing: all its devices are files.`,
 type devFlags struct {
 	dir     string
 	tpmKey  bool
+	logs    int
 	profile string        // directory; empty: no profiles
 	delay   time.Duration // of each signature
 }
 
 const (
 	devSources = 5
+	devLogs    = 16
 	devOrigin  = "bulla.example/dev"
 	devName    = "dev"
 	devTPMKey  = "tpm:handle=0x81020001"
@@ -83,6 +86,9 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 	if f.delay < 0 {
 		return usagef("--hsm-delay: must not be negative")
 	}
+	if f.logs < 1 || f.logs > devLogs || f.tpmKey && f.logs > 1 {
+		return usagef("--logs: must be 1 to %d, and 1 with --tpm-key", devLogs)
+	}
 	t := &throwaway{dir: f.dir}
 	defer func() { err = errors.Join(err, t.close()) }()
 	_, statErr := os.Stat(t.path("bullad.toml"))
@@ -95,7 +101,7 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := t.configure(f.tpmKey, fresh); err != nil {
+	if err := t.configure(f, fresh); err != nil {
 		return err
 	}
 	cfg, err := loadConfig(t.path("bullad.toml"))
@@ -105,17 +111,8 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 	if err := t.certify(ctx, cfg); err != nil {
 		return err
 	}
-	if _, err := os.Stat(cfg.Logs[0].File); errors.Is(err, fs.ErrNotExist) {
-		p, err := loadPlan(t.path("genesis.toml"))
-		if err != nil {
-			return err
-		}
-		if err := initialize(ctx, cfg, p, false, out); err != nil {
-			return err
-		}
-		if err := t.approve(ctx, cfg); err != nil {
-			return err
-		}
+	if err := t.initialize(ctx, cfg, out); err != nil {
+		return err
 	}
 	if err := t.writePolicy(cfg.Logs[0].File); err != nil {
 		return err
@@ -129,6 +126,31 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 		defer func() { err = errors.Join(err, p.stop()) }()
 	}
 	return serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(out, "ready") })
+}
+
+// initialize makes the logs that are not there, and has the officers approve them.
+func (t *throwaway) initialize(ctx context.Context, cfg *Config, out io.Writer) error {
+	for i, l := range cfg.Logs {
+		if _, err := os.Stat(l.File); err == nil {
+			return nil // they are made together
+		}
+		p, err := loadPlan(t.path(numbered("genesis", i, ".toml")))
+		if err != nil {
+			return err
+		}
+		if err := initialize(ctx, cfg, p, false, out); err != nil {
+			return err
+		}
+	}
+	return t.approve(ctx, cfg)
+}
+
+// numbered is the name of something of the i-th log; the first has no number.
+func numbered(name string, i int, suffix string) string {
+	if i == 0 {
+		return name + suffix
+	}
+	return fmt.Sprintf("%s%d%s", name, i+1, suffix)
 }
 
 // create makes the devices of a new appliance.
@@ -181,28 +203,22 @@ func (t *throwaway) startServers() error {
 	return nil
 }
 
-// configure writes bullad.toml, whose time sources have new addresses at each start, and genesis.toml.
-func (t *throwaway) configure(tpmKey, fresh bool) error {
-	key := t.hsm.URI("dev", "log")
-	if tpmKey {
-		key = devTPMKey
-	}
-	if !fresh { // the key stays what it was
+// configure writes bullad.toml, whose time sources have new addresses at each start, and a genesis.toml for each log.
+func (t *throwaway) configure(f devFlags, fresh bool) error {
+	logs := t.newLogs(f)
+	if !fresh { // they stay what they were
 		old, err := loadConfig(t.path("bullad.toml"))
 		if err != nil {
 			return err
 		}
-		key = old.Logs[0].Key
+		logs = old.Logs
 	}
 	cfg := Config{
 		State:   t.dir,
 		Sockets: SocketsConfig{Directory: t.dir},
 		TPM:     TPMConfig{Device: t.tpm.Address(), Roots: t.tpm.Roots()},
-		Logs:    []LogConfig{{Name: devName, Origin: devOrigin, File: t.path("dev.db"), Key: key}},
+		Logs:    logs,
 		TSA:     t.tsaConfig(),
-	}
-	if !strings.HasPrefix(key, "tpm:") {
-		cfg.Logs[0].Interop = t.hsm.URI("dev", "log-ed25519")
 	}
 	for i, s := range t.servers {
 		cfg.Clock.Sources = append(cfg.Clock.Sources, SourceConfig{Name: fmt.Sprintf("ntp%d", i+1), Address: s.Address})
@@ -217,7 +233,32 @@ func (t *throwaway) configure(tpmKey, fresh bool) error {
 	if !fresh {
 		return nil
 	}
-	plan := fmt.Sprintf("origin = %q\nproposer_counts = true\n\n[tpm]\nauth = %q\n", devOrigin, leaveOpen)
+	for i, l := range logs {
+		if err := t.writePlan(numbered("genesis", i, ".toml"), l.Origin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newLogs are the logs of a new appliance.
+func (t *throwaway) newLogs(f devFlags) []LogConfig {
+	logs := make([]LogConfig, f.logs)
+	for i := range logs {
+		logs[i] = LogConfig{
+			Name: numbered(devName, i, ""), Origin: numbered(devOrigin, i, ""), File: t.path(numbered(devName, i, ".db")),
+			Key: t.hsm.URI("dev", numbered("log", i, "")), Interop: t.hsm.URI("dev", numbered("log", i, "-ed25519")),
+		}
+		if f.tpmKey {
+			logs[i].Key, logs[i].Interop = devTPMKey, ""
+		}
+	}
+	return logs
+}
+
+// writePlan writes the plan of a log's genesis.
+func (t *throwaway) writePlan(name, origin string) error {
+	plan := fmt.Sprintf("origin = %q\nproposer_counts = true\n\n[tpm]\nauth = %q\n", origin, leaveOpen)
 	for _, name := range devOfficers {
 		o, err := softhsmtest.OpenOfficer(t.path("officers"), name)
 		if err != nil {
@@ -231,17 +272,25 @@ func (t *throwaway) configure(tpmKey, fresh bool) error {
 	for _, role := range []string{ceremony.Producer, ceremony.Auditor, ceremony.Operator} {
 		plan += fmt.Sprintf("\n[[role]]\nname = %q\nany = true\n", role)
 	}
-	return os.WriteFile(t.path("genesis.toml"), []byte(plan), 0o600)
+	return os.WriteFile(t.path(name), []byte(plan), 0o600)
 }
 
-// approve has the officers approve the genesis, as bulla ceremony approve --genesis would.
+// approve has the officers approve each genesis, as bulla ceremony approve --genesis would.
 func (t *throwaway) approve(ctx context.Context, cfg *Config) (err error) {
 	a, err := openAppliance(ctx, t.path("bullad.toml"), cfg, newLog(false))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
-	l := a.logs[0]
+	for _, l := range a.logs {
+		if err := t.approveLog(ctx, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *throwaway) approveLog(ctx context.Context, l *openLog) error {
 	document, err := ceremony.GenesisDocument(l.Ledger.Origin(), l.State().Genesis)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"bulla/attest"
 	"bulla/ceremony"
 	"bulla/clock"
 	"bulla/hsm"
@@ -72,6 +73,8 @@ func (x *executor) job(l *ledger.Ledger, p *ceremony.Pending) (job, error) {
 		return &retireKey{base, c}, nil
 	case *ceremony.PCRApprove:
 		return &approvePCRs{base, c}, nil
+	case *ceremony.RecoveryDeclare:
+		return &declareRecovery{base, c}, nil
 	}
 	return nil, refusedf(record.CodeInvalid, "%s is not carried out while the appliance serves", p.Proposal.Action)
 }
@@ -360,6 +363,30 @@ func (j *approvePCRs) pin(p *PINConfig, key ledger.Signer) (answer string, err e
 		return "they were approved already", nil
 	}
 	return "approved", p.write(s)
+}
+
+// declareRecovery closes a log that lost entries.
+type declareRecovery struct {
+	work
+	*ceremony.RecoveryDeclare
+}
+
+func (j *declareRecovery) rehearse(context.Context) ([]string, error) {
+	steps := []string{fmt.Sprintf("close the log: entries behind %d, up to %d, are lost", j.Surviving.Size, j.Known.Size)}
+	if j.a.sealer != nil {
+		steps = append([]string{"read counter, PCR and clock of the TPM as they are"}, steps...)
+	}
+	return steps, nil
+}
+
+func (j *declareRecovery) execute(ctx context.Context, did func(what, answer string), commit func(outcome any) error) error {
+	if j.a.sealer == nil {
+		return commit(&ceremony.Recovered{})
+	}
+	return j.a.sealer.Recover(ctx, func(r *attest.Recovery) error {
+		did("read the TPM as it is", fmt.Sprintf("counter %d, PCR %x, clock %d ms, resets %d, restarts %d; the last seal known is %d", r.Counter, r.PCR[:], r.Clock, r.Resets, r.Restarts, r.Seal))
+		return commit(&ceremony.Recovered{TPM: r})
+	})
 }
 
 // shown is a key's URI without what is not for evidence: where the PIN is.
