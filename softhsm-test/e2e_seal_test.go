@@ -8,13 +8,12 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"bulla/api"
+	"bulla/ceremony"
 	"bulla/record"
 	"bulla/verify"
 )
@@ -72,7 +71,7 @@ func (r *rig) run(code int, args ...string) (stdout, stderr string) {
 }
 
 // TestPutBack puts an appliance's store back to an older copy. The daemon serves reads, refuses events, and its log says why; so it is after
-// another start. A recovery, declared with a statement, ends it: then events are taken, and auditors read what was lost as declared.
+// another start. A recovery that officers declare ends it: the log is closed, sealed on, and auditors read what was lost as declared.
 func TestPutBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -101,17 +100,24 @@ func TestPutBack(t *testing.T) {
 		receipts = append(receipts, verify.Receipt{Name: fmt.Sprintf("%d.json", n), Data: b})
 		w.requireSeal(t)
 	}
-	run(func(w *web, c *api.Client) { take(w, c, 0) })
+	officers := newCouncil(t, nil, r.dir)
+	var surviving, known ceremony.Head
+	run(func(w *web, c *api.Client) {
+		take(w, c, 0)
+		officers.w = w
+		surviving = officers.head()
+	})
 	config := r.write("serve.toml", r.config)
-	if _, why := r.run(64, "recover", "--config", config, "--statement", "for no reason"); !strings.Contains(why, "not older than its TPM") {
-		t.Errorf("recovered from nothing: %s", why)
-	}
 	old := r.copyDisk()
-	run(func(w *web, c *api.Client) { take(w, c, 1) })
+	run(func(w *web, c *api.Client) {
+		take(w, c, 1)
+		officers.w = w
+		known = officers.head()
+	})
 	newest := r.copyDisk()
 	r.putBack(old)
 
-	for range 2 {
+	rolledBack := func() (*child, *web) {
 		daemon := r.bullad("serve", "--config", config)
 		w := browse(t, r.dir)
 		requireSoon(t, func() error {
@@ -123,14 +129,21 @@ func TestPutBack(t *testing.T) {
 			if w.getJSON(t, "/v1/status", &st); st.Machine.Seal.Rollback == "" {
 				return errors.New("the status has no rollback")
 			}
+			if st.Machine.Clock.State != "synced" {
+				return fmt.Errorf("the clock is %s", st.Machine.Clock.State)
+			}
 			if a := w.alarms(t); len(a) == 0 || !strings.Contains(a[len(a)-1], "older than its TPM") {
 				return fmt.Errorf("alarms %q", a)
 			}
 			return nil
 		})
+		return daemon, w
+	}
+	for range 2 {
+		daemon, w := rolledBack()
 		_, err := dial(t, r.dir).Append(t.Context(), "", event(2))
 		var refused *api.Refusal
-		if !errors.As(err, &refused) || refused.Code != record.CodeRollback || !strings.Contains(refused.Message, "bullad recover") {
+		if !errors.As(err, &refused) || refused.Code != record.CodeRollback || !strings.Contains(refused.Message, "recovery.declare") {
 			t.Errorf("an event: %v", err)
 		}
 		if status, b, err := w.do(t.Context(), "POST", "/v1/seals", "", ""); err != nil || status != http.StatusServiceUnavailable || !strings.Contains(string(b), `"rollback"`) {
@@ -145,47 +158,53 @@ func TestPutBack(t *testing.T) {
 		}
 	}
 	// The newer files, put back, are as good as ever.
-	rolledBack := r.copyDisk()
+	putBack := r.copyDisk()
 	r.putBack(newest)
 	run(func(w *web, _ *api.Client) { w.requireVerified(t, policy, receipts...) })
 	// Or they are gone: the copy that was found, and a machine that went on since.
-	r.putBack(rolledBack)
-	if _, why := r.run(64, "recover", "--config", config); !strings.Contains(why, "statement") {
-		t.Errorf("recovered without a statement: %s", why)
-	}
-	said, _ := r.run(0, "recover", "--config", config, "--statement", "the disk failed; restored from backup; J. Doe")
-	leaf := regexp.MustCompile(`bulla\.example/dev: entry \d+; for the policy of auditors who accept it: recovery ([0-9a-f]{64})\n`).FindStringSubmatch(said)
-	if leaf == nil {
-		t.Fatalf("it said %s", said)
-	}
-	if _, why := r.run(64, "recover", "--config", config, "--statement", "again"); !strings.Contains(why, "not older than its TPM") {
-		t.Errorf("recovered twice: %s", why)
-	}
-	run(func(w *web, c *api.Client) {
-		take(w, c, 3)
-		bulla := exec.CommandContext(t.Context(), program(t, "bulla"), "export", "--socket", filepath.Join(r.dir, "sign.sock"), "--out", r.path("evidence"))
-		if out, err := bulla.CombinedOutput(); err != nil {
-			t.Errorf("bulla export: %v: %s", err, out)
+	r.putBack(putBack)
+	daemon, w := rolledBack()
+	officers.w = w
+	officers.carry(&ceremony.RecoveryDeclare{Known: known, Reason: "the disk failed; restored from backup", Surviving: surviving})
+	checkClosed := func(w *web, c *api.Client) {
+		t.Helper()
+		_, err := c.Append(t.Context(), "", event(3))
+		var refused *api.Refusal
+		if !errors.As(err, &refused) || refused.Code != record.CodeForbidden || !strings.Contains(refused.Message, "closed") {
+			t.Errorf("an event after the recovery: %v", err)
 		}
-		text, err := os.ReadFile(r.path("auditor.policy"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		accepting, err := verify.ParsePolicy(append(text, []byte("recovery "+leaf[1]+"\n")...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		rep := w.requireVerified(t, accepting, receipts...)
-		for i, want := range []verify.Status{verify.Verified, verify.Lost, verify.Verified} {
+		w.requireSeal(t)
+		rep := w.requireVerified(t, policy, receipts...)
+		for i, want := range []verify.Status{verify.Verified, verify.Lost} {
 			if got := rep.Receipts[i]; got.Status != want {
 				t.Errorf("receipt %s: %s, want %s: %s", got.Name, got.Status, want, got.Why)
 			}
 		}
+		if x := rep.Recoveries; len(x) != 1 || !x[0].Accepted || x[0].To != known.Size || x[0].Why != "the disk failed; restored from backup" {
+			t.Errorf("recoveries: %+v", x)
+		}
+	}
+	requireSoon(t, func() error {
+		if status, b, err := w.do(t.Context(), "POST", "/v1/seals", "", ""); err != nil || status != http.StatusCreated {
+			return fmt.Errorf("a seal: %d %s: %v", status, b, err)
+		}
+		return nil
 	})
-	verifying := exec.CommandContext(t.Context(), program(t, "bulla"), "verify", r.path("evidence"), "--policy", r.path("auditor.policy"))
-	out, err := verifying.CombinedOutput()
-	if code := verifying.ProcessState.ExitCode(); code != 2 || !bytes.Contains(out, []byte("lost, declared")) || !bytes.Contains(out, []byte("recovery "+leaf[1])) {
-		t.Errorf("bulla verify: exit code %d, %v:\n%s", code, err, out)
+	checkClosed(w, dial(t, r.dir))
+	if code := daemon.stop(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
+	}
+	daemon = r.bullad("serve", "--config", config)
+	w = browse(t, r.dir)
+	requireSoon(t, func() error {
+		if status, b, err := w.do(t.Context(), "POST", "/v1/seals", "", ""); err != nil || status != http.StatusCreated {
+			return fmt.Errorf("a seal: %d %s: %v", status, b, err)
+		}
+		return nil
+	})
+	checkClosed(w, dial(t, r.dir))
+	if code := daemon.stop(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
 	}
 }
 
