@@ -195,9 +195,12 @@ func (f *fold) damaged(index uint64, event bool) {
 	f.stopped = f.stopped || !event
 }
 
+// followed reports whether everything that governs the log was read.
+func (f *fold) followed() bool { return f.known && !f.stopped }
+
 // vkeys are the keys that must sign a head over so many entries by the log's own governance.
 func (f *fold) vkeys(size uint64) []string {
-	if !f.known || f.stopped {
+	if !f.followed() {
 		return nil
 	}
 	keys, err := f.state.VKeysAt(size)
@@ -225,7 +228,7 @@ func (f *fold) signers(size uint64) (keys []string, trusted bool) {
 
 // history are all keys that the log's governance has or had for its lines.
 func (f *fold) history() []string {
-	if !f.known || f.stopped {
+	if !f.followed() {
 		return nil
 	}
 	all := slices.Clone(f.state.Policy.Keys)

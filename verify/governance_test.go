@@ -101,6 +101,7 @@ func (c *council) propose(head func(record.Hash) record.Hash) (document []byte) 
 // proposing has alice propose anything.
 func (c *council) proposing(content any, head func(record.Hash) record.Hash) (document []byte) {
 	c.t.Helper()
+	c.follow()
 	document, err := c.state.Propose(content, "alice", ceremony.Head{Root: head(c.tree.Root()), Size: c.tree.Size()}, c.machine.now().UTC()+int64(time.Hour))
 	c.must(err)
 	sig, err := ceremony.Sign(rand.Reader, document, ceremony.Approve, c.people["alice"])
@@ -111,7 +112,19 @@ func (c *council) proposing(content any, head func(record.Hash) record.Hash) (do
 
 func (c *council) enact(document []byte) {
 	c.t.Helper()
-	c.body(record.KindEnactment, &ceremony.Enactment{Document: ceremony.DocumentHash(document), Number: 1})
+	c.enactWith(1, document, nil)
+}
+
+// enactWith enacts a proposal with what its doing left.
+func (c *council) enactWith(number uint64, document []byte, outcome any) {
+	c.t.Helper()
+	e := &ceremony.Enactment{Document: ceremony.DocumentHash(document), Number: number}
+	if outcome != nil {
+		var err error
+		e.Outcome, err = record.MarshalCanonical(outcome)
+		c.must(err)
+	}
+	c.body(record.KindEnactment, e)
 }
 
 func same(h record.Hash) record.Hash { return h }

@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"crypto"
+	"crypto/x509"
 	"slices"
 	"testing"
 	"time"
@@ -194,6 +195,9 @@ var scenes = []scene{
 		c.enact(document)
 		return of(c.events(1))
 	}},
+	{"honest-rotation", "Officers had a new key made, and put it in the place of the old one, which signed the handover; receipts under either hold.", verify.OutcomeVerified, func(t *testing.T) *vector {
+		return rotated(t)
+	}},
 	{"honest-receipts", "A producer kept two receipts of the same event: of a log that has grown since.", verify.OutcomeVerified, func(t *testing.T) *vector {
 		b := village(t)
 		r := b.receipt(3)
@@ -252,6 +256,11 @@ var scenes = []scene{
 		v, _ := recovered(t)
 		return v
 	}},
+	{"incomplete-rotation", "Of the same log a bundle is missing: the key that signed is not known then, which contradicts nothing.", verify.OutcomeNotCheckable, func(t *testing.T) *vector {
+		v := rotated(t)
+		delete(v.files, "tile/entries/000.p/15")
+		return v
+	}},
 	{"no-policy", "Keys and genesis are then known from the log alone.", verify.OutcomeNotCheckable, func(t *testing.T) *vector {
 		return &vector{files: village(t).export()}
 	}},
@@ -291,6 +300,29 @@ var scenes = []scene{
 
 // leapAt is the end of the month that the tests' clocks are in, UTC.
 var leapAt = time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC).UnixNano()
+
+// rotated is a log whose key was replaced; the policy knows the old one.
+func rotated(t *testing.T) *vector {
+	c := hamlet(t)
+	old, pinned := jsonReceipt(t, c.receipt(c.tree.Size()-1)), c.trust()
+	next := repeatable{testKey(t, 2)}
+	spki, err := x509.MarshalPKIXPublicKey(next.Public())
+	c.must(err)
+	key := ceremony.Key{Algorithm: "ecdsa-p256", Purpose: ceremony.PurposeLog, SPKI: spki}
+	document := c.proposing(&ceremony.KeyGenerate{Algorithm: key.Algorithm, Purpose: key.Purpose}, same)
+	c.approve(1, document, "bob")
+	c.enactWith(1, document, &key)
+	document = c.proposing(&ceremony.KeyRotate{Old: ceremony.OldSigns, Purpose: key.Purpose, SPKI: key.Hash()}, same)
+	c.approve(2, document, "bob")
+	replaced := c.keys
+	c.keys = []crypto.Signer{replaced[0], next}
+	c.enactWith(2, document, &ceremony.Rotated{Checkpoint: string(c.sign())})
+	c.keys = []crypto.Signer{next, replaced[1]}
+	v := of(c.events(1))
+	v.policy = pinned
+	v.receipts = []verify.Receipt{jsonReceipt(t, c.receipt(c.tree.Size()-1)), old}
+	return v
+}
 
 // recovered is a log that was put back, behind its first seal, and gone on with.
 func recovered(t *testing.T) (*vector, record.Hash) {

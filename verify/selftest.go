@@ -93,15 +93,16 @@ type SelftestOptions struct {
 // the verifier is told to accept its signatures as those of the stolen one, for that run. Whether that alone changes anything is
 // tried first: honest evidence under such keys must be verified without a finding.
 func Selftest(ctx context.Context, src Source, policy *Policy, opt SelftestOptions) (*SelftestReport, error) {
-	out := &SelftestReport{Counts: map[Outcome]int{}, Trials: []Trial{}}
+	out := &SelftestReport{Counts: map[Outcome]int{Caught: 0, Missed: 0, Misattributed: 0, NotApplicable: 0}, Trials: []Trial{}}
+	r := newRun(src, policy, Options{Receipts: opt.Receipts, Workers: opt.Workers})
 	var err error
-	if out.Evidence, err = Run(ctx, src, policy, Options{Receipts: opt.Receipts, Workers: opt.Workers}); err != nil {
+	if out.Evidence, err = r.judge(ctx); err != nil {
 		return nil, err
 	}
 	if out.Evidence.Verdict != OutcomeVerified {
 		return out, nil
 	}
-	s, err := newSubject(ctx, src, policy, out.Evidence.Memory, opt)
+	s, err := newSubject(ctx, r, opt)
 	if err != nil {
 		return nil, fmt.Errorf("selftest: %w", err)
 	}

@@ -282,6 +282,26 @@ func TestSelftestOfALargeLog(t *testing.T) {
 	}
 }
 
+// Whatever honestly happened to a log, tampering with it is found.
+func TestSelftestOfHonestLogs(t *testing.T) {
+	t.Parallel()
+	for _, x := range scenes {
+		if x.verdict != verify.OutcomeVerified {
+			continue
+		}
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			v := x.make(t)
+			rep := selftest(t, v.files, v.policy, verify.SelftestOptions{Receipts: v.receipts})
+			for _, trial := range rep.Trials {
+				if strings.Contains(trial.Why, "imitated") {
+					t.Errorf("%s: %s", trial.Name, trial.Why)
+				}
+			}
+		})
+	}
+}
+
 func TestSelftestBeginsWithVerifiedEvidence(t *testing.T) {
 	t.Parallel()
 	b := newBuilder(t).begin().events(5)

@@ -120,7 +120,7 @@ func removeGap(ctx context.Context, s *subject) (*trial, error) {
 }
 
 func removeSeal(ctx context.Context, s *subject) (*trial, error) {
-	i, err := s.seals.or("the log holds no two seals")
+	i, err := s.seals.or("the log holds no two seals that follow on each other")
 	if err != nil {
 		return nil, err
 	}
@@ -170,9 +170,6 @@ func unlinked(ctx context.Context, s *subject) (*trial, error) {
 
 // otherRoot signs a head that is of another history.
 func otherRoot(ctx context.Context, s *subject) (*trial, error) {
-	if s.head.Size == 0 {
-		return nil, inapplicable("the log is empty")
-	}
 	honest, err := s.resigned(ctx)
 	if err != nil {
 		return nil, err
@@ -189,7 +186,7 @@ func otherRoot(ctx context.Context, s *subject) (*trial, error) {
 
 // noRight has an event come from a user without the right to append.
 func noRight(ctx context.Context, s *subject) (*trial, error) {
-	for _, r := range s.genesis.Roles {
+	for _, r := range s.governed.Roles {
 		if r.Name == ceremony.Producer && (r.Any || len(r.GIDs) > 0) {
 			return nil, inapplicable("everyone may append, or groups may: evidence does not tell who is in them")
 		}
@@ -205,9 +202,6 @@ func noRight(ctx context.Context, s *subject) (*trial, error) {
 // regenesis is a mutation of the genesis: a log of nothing else.
 func regenesis(edit func(s *subject, g *ceremony.Genesis) error) func(context.Context, *subject) (*trial, error) {
 	return func(ctx context.Context, s *subject) (*trial, error) {
-		if s.genesis == nil {
-			return nil, inapplicable("the log is empty")
-		}
 		e, err := s.entry(ctx, 0)
 		if err != nil {
 			return nil, err
@@ -228,9 +222,6 @@ func regenesis(edit func(s *subject, g *ceremony.Genesis) error) func(context.Co
 
 // notGenesis is a log that begins with something else.
 func notGenesis(ctx context.Context, s *subject) (*trial, error) {
-	if s.genesis == nil {
-		return nil, inapplicable("the log is empty")
-	}
 	e, err := s.entry(ctx, 0)
 	if err != nil {
 		return nil, err
@@ -509,7 +500,7 @@ func (s *subject) cosigned(vkey string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	const seconds = 1
+	seconds := uint64(max(s.time, 0))/1e9 + 1
 	raw := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(nil, v.KeyHash()), seconds)
 	raw = append(raw, ed25519.Sign(s.key("witness"), record.CosignatureInput(seconds, []byte(s.head.Text())))...)
 	return fmt.Appendf(nil, "%s\n— %s %s\n", s.head.Text(), v.Name(), base64.StdEncoding.EncodeToString(raw)), nil
@@ -522,12 +513,12 @@ func cutTo(ctx context.Context, s *subject) (Source, error) {
 
 // forgedActivation records an activation of a credential that nobody opened.
 func forgedActivation(ctx context.Context, s *subject) (*trial, error) {
-	if s.genesis == nil || s.genesis.TPM == nil {
+	if s.governed.TPM == nil {
 		return nil, inapplicable("the log has no TPM enrolled")
 	}
 	return s.forge(ctx, s.event, func(h *history, e *record.Entry) error {
 		x, err := (&attest.Activation{Secret: bytes.Repeat([]byte{5}, 32), Challenge: attest.CredentialChallenge{
-			AKName: s.genesis.TPM.AKName, Commitment: record.Hash{1}, EK: record.LeafHash(s.genesis.TPM.EK), V: 1,
+			AKName: s.governed.TPM.AKName, Commitment: record.Hash{1}, EK: record.LeafHash(s.governed.TPM.EK), V: 1,
 			Credential: attest.Credential{Blob: []byte{1}, Secret: []byte{2}},
 		}}).Encode()
 		if err != nil {

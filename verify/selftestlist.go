@@ -33,9 +33,9 @@ var withCopy = []Mutation{
 		tiled(0, func(b []byte, _ int) []byte { return b[:len(b)-1] })},
 	{"flip-signature", "Flips one bit of the head's signature.", NeedsCopy, found("checkpoint.signature"), flipSignature},
 	{"remove-signature", "Takes the authoritative signature off the head.", NeedsCopy, found("checkpoint.signature"), removeSignature},
-	{"edit-head", "Writes another root into the head.", NeedsCopy, found("checkpoint.signature", "tree.root"),
+	{"edit-head", "Writes another root into the head.", NeedsCopy, found("checkpoint.signature", "tree.root", "witness.signature"),
 		editHead(func(c *record.Checkpoint) { c.Root[0] ^= 1 })},
-	{"rename-head", "Writes the name of another log into the head.", NeedsCopy, found("checkpoint.origin", "checkpoint.signature"),
+	{"rename-head", "Writes the name of another log into the head.", NeedsCopy, found("checkpoint.origin", "checkpoint.signature", "witness.signature", "witness.format"),
 		editHead(func(c *record.Checkpoint) { c.Origin = otherOrigin })},
 	{"extend-head", "Adds a line to the head's text.", NeedsCopy, found("checkpoint.format"),
 		edits(checkpoint, func(b []byte) []byte { return bytes.Replace(b, []byte("\n\n"), []byte("\nmore\n\n"), 1) })},
@@ -53,9 +53,9 @@ var withCopy = []Mutation{
 	{"truncate-bundle", "Cuts a bundle off behind an entry.", NeedsCopy, found("entry.missing"),
 		rebundles(1, func(raw [][]byte, k int) [][]byte { return raw[:k+1] })},
 	{"cut-bundle", "Cuts a bundle within an entry and takes its tile away.", NeedsCopy, found("bundle.format"), cutBundle},
-	{"replace-entry", "Replaces an entry together with its hash in the tile.", NeedsCopy, found("tree.root", "chain.prev", "tile.hash", "seal.head"),
+	{"replace-entry", "Replaces an entry together with its hash in the tile.", NeedsCopy, found("tree.root", "chain.prev", "tile.hash", "seal.head", "governance.unauthorised", "governance.role", "witness.tree", "checkpoint.signature"),
 		unplaced(retiled(replaced))},
-	{"splice-entry", "Puts an entry of another log in the place of one, with its hash.", NeedsCopy, found("entry.log", "chain.prev", "tile.hash", "tree.root", "seal.head"),
+	{"splice-entry", "Puts an entry of another log in the place of one, with its hash.", NeedsCopy, found("entry.log", "chain.prev", "tile.hash", "tree.root", "seal.head", "governance.unauthorised", "governance.role", "witness.tree", "checkpoint.signature"),
 		retiled(func(e *record.Entry) { e.Log = otherOrigin })},
 	{"change-older-bundle", "Shows an older copy of a bundle beside it, changed.", NeedsCopy, found("bundle.partial"),
 		older(entries, func(b []byte) { b[len(b)-2] ^= 1 })},
@@ -145,7 +145,7 @@ var withOthers = []Mutation{
 			h.goOn(ctx, i-1, i)
 			return h.edit(ctx, i, harmless)
 		})},
-	{"rewrite-before-receipt", "Rewrites what stands before an event that somebody has a receipt of, as far as the chain lets it, and signs it.", NeedsKey, found("receipt.tree", "chain.prev", "time.missing", "seal.head"), beforeReceipt},
+	{"rewrite-before-receipt", "Rewrites what stands before an event that somebody has a receipt of, as far as the chain lets it, and signs it.", NeedsKey, found("receipt.tree", "chain.prev", "time.missing", "seal.head", "governance.unauthorised", "governance.role"), beforeReceipt},
 	{"cut-receipted", "Cuts the log off before an event that somebody has a receipt of, and signs it.", NeedsKey, nil, cutReceipted},
 	{"garble-receipt", "Shows something else as a receipt.", NeedsReceipt, found("receipt.format"), spoils(false, func(*record.Receipt) []byte { return []byte(`{"entry":1}`) })},
 	{"edit-receipt-head", "Writes another size into a receipt's head.", NeedsReceipt, found("receipt.signature"), spoils(true, func(r *record.Receipt) []byte {
@@ -253,8 +253,8 @@ var withMachine = []Mutation{
 	{"abandon-falsely", "Calls a seal interrupted by a reset that there was not.", NeedsMachine, found("seal.abandoned", "seal.pcr.replay"), abandonedWithoutReset},
 	{"recover-falsely", "Declares a recovery that goes on from another seal than the last.", NeedsMachine, found("seal.recovery"), declareFalsely},
 	{"forge-activation", "Records that the TPM opened a credential which it did not.", NeedsKey, found("enrolment.activation"), forgedActivation},
-	{"unrestrict-ak", "Begins the log anew with an attestation key that signs whatever it is given.", NeedsOther, found("seal.enrolment", "genesis.fingerprint"),
+	{"unrestrict-ak", "Begins the log anew with an attestation key that signs whatever it is given.", NeedsOther, found("seal.enrolment", "genesis.fingerprint", "enrolment.ak", "enrolment.endorsement"),
 		regenesis(unrestrictAK)},
-	{"swap-ak", "Begins the log anew on another machine's TPM.", NeedsOther, found("enrolment.ak", "genesis.fingerprint"), swapAK},
+	{"swap-ak", "Begins the log anew on another machine's TPM.", NeedsOther, found("enrolment.ak", "genesis.fingerprint", "enrolment.endorsement"), swapAK},
 	{"unendorse-tpm", "Begins the log anew with a TPM that no authority certifies.", NeedsOther, found("enrolment.endorsement", "genesis.fingerprint"), unendorse},
 }

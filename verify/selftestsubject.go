@@ -32,14 +32,15 @@ type subject struct {
 	honest   map[string]string // what was found in honest exhibits, by name
 	signed   []byte            // the head
 	head     record.Checkpoint
-	genesis  *ceremony.Genesis
-	required []string // verifier keys that must sign some head of the log
+	governed *ceremony.Genesis // what is in force at the end
+	signers  []string          // verifier keys that must have signed the head
+	required []string          // verifier keys of which some head of the log must be signed
 
 	target    place64   // an entry between others of its bundle, an event if there is one
 	event     place64   // the last
 	timed     place64   // the last event with an estimate of UTC
 	seal      sealPlace // the last
-	seals     place64   // the last but one
+	seals     place64   // the one before it, if it follows on that
 	sealed    []uint64  // events that the last seal covers, ascending; the last few
 	gap       place64   // the last record of a gap that it covers
 	start     place64   // the first start of the clock
@@ -49,6 +50,8 @@ type subject struct {
 	approvals []uint64  // of the genesis
 	first     place64   // event
 	token     place64   // the last
+	time      int64     // of the last entry, ns
+	recovered bool      // behind the last seal a recovery is declared
 	recent    []uint64  // events, the last few
 	gaps      []uint64  // records of gaps, the last few
 	current   struct {  // round
@@ -90,16 +93,14 @@ func remember(list []uint64, index uint64) []uint64 {
 	return append(list, index)
 }
 
-// newSubject looks at evidence that was verified.
-func newSubject(ctx context.Context, src Source, policy *Policy, memory *Memory, opt SelftestOptions) (*subject, error) {
-	s := &subject{ctx: ctx, src: src, policy: policy, memory: memory, opt: opt, honest: map[string]string{}, keys: opt.keys}
+// newSubject looks at evidence that a run has verified.
+func newSubject(ctx context.Context, r *run, opt SelftestOptions) (*subject, error) {
+	s := &subject{
+		ctx: ctx, src: r.src, policy: r.policy, memory: r.report.Memory, opt: opt, honest: map[string]string{}, keys: opt.keys,
+		signed: r.signed, head: r.head, governed: &r.fold.state.Policy, required: r.knownKeys(),
+	}
+	s.signers, _ = r.fold.signers(r.head.Size)
 	var err error
-	if s.signed, _, err = read(ctx, src, checkpoint, record.MaxCheckpoint); err != nil {
-		return nil, err
-	}
-	if s.head, err = headText(s.signed); err != nil {
-		return nil, err
-	}
 	for index := uint64(0); index < s.head.Size; {
 		_, raw, err := s.bundleOf(ctx, index)
 		if err != nil {
@@ -119,12 +120,6 @@ func newSubject(ctx context.Context, src Source, policy *Policy, memory *Memory,
 	if !s.target.ok && s.head.Size >= 3 {
 		s.target.set(min(1, s.head.Size-1))
 	}
-	if s.genesis != nil {
-		s.required = append(s.required, policy.keys(s.head.Origin)...)
-		if err := s.require(s.genesis.Keys); err != nil {
-			return nil, err
-		}
-	}
 	if s.keys == nil {
 		if _, err := rand.Read(s.seed[:]); err != nil {
 			return nil, err
@@ -134,20 +129,9 @@ func newSubject(ctx context.Context, src Source, policy *Policy, memory *Memory,
 	return s, err
 }
 
-// require adds keys of a genesis or of an enactment to those that sign heads.
-func (s *subject) require(keys []ceremony.Key) error {
-	state := ceremony.State{Policy: ceremony.Genesis{Origin: s.head.Origin, Keys: keys}}
-	vkeys, err := state.VKeys()
-	for _, v := range vkeys {
-		if !slices.Contains(s.required, v) {
-			s.required = append(s.required, v)
-		}
-	}
-	return err
-}
-
 // see notes what the next entry can be used for.
 func (s *subject) see(e *record.Entry, between bool) (err error) {
+	s.time = e.Stamp.Sys
 	if c := &s.current; e.Stamp.HasEstimate && c.number == e.Stamp.Round && !c.named && c.number > 0 {
 		c.named = true
 		s.round.set(c.index)
@@ -157,8 +141,6 @@ func (s *subject) see(e *record.Entry, between bool) (err error) {
 		s.target.set(e.Index)
 	}
 	switch e.Kind {
-	case record.KindGenesis:
-		s.genesis, err = ceremony.ParseGenesis(e.Body)
 	case record.KindEvent:
 		if !s.first.ok {
 			s.first.set(e.Index)
@@ -175,6 +157,7 @@ func (s *subject) see(e *record.Entry, between bool) (err error) {
 		if x, err = record.ParseSystem(e.Body); err == nil && x.Gap != nil {
 			s.gaps = remember(s.gaps, e.Index)
 		}
+		s.recovered = s.recovered || x != nil && len(x.Recovery) > 0
 	case record.KindClock:
 		var x clock.Evidence
 		err = record.UnmarshalCanonical(e.Body, &x)
@@ -206,7 +189,9 @@ func (s *subject) seeSeal(e *record.Entry) {
 		if h.Log != s.head.Origin {
 			continue
 		}
-		s.seals = s.seal.place64
+		if s.seals = s.seal.place64; s.recovered { // numbers begin anew
+			s.seals, s.recovered = place64{}, false
+		}
 		s.seal.set(e.Index)
 		s.seal.size = h.Size
 		for _, i := range s.recent {

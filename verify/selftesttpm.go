@@ -103,11 +103,11 @@ func declareFalsely(ctx context.Context, s *subject) (*trial, error) {
 
 // swapAK has the genesis enrol another attestation key, of the thief's; the policy names the one that is to be.
 func swapAK(ctx context.Context, s *subject) (*trial, error) {
-	if s.genesis == nil || s.genesis.TPM == nil {
+	if s.governed.TPM == nil {
 		return nil, inapplicable("the log has no TPM enrolled")
 	}
 	policy := *s.policy
-	policy.AKs = [][]byte{s.genesis.TPM.AKName}
+	policy.AKs = [][]byte{s.governed.TPM.AKName}
 	t, err := regenesis(func(s *subject, g *ceremony.Genesis) error {
 		key, err := s.ecdsaKey("attestation")
 		if err != nil {
@@ -134,10 +134,10 @@ func swapAK(ctx context.Context, s *subject) (*trial, error) {
 
 // unendorse has the genesis enrol a TPM that no authority certifies, where the policy names the authority of the one that is to be.
 func unendorse(ctx context.Context, s *subject) (*trial, error) {
-	if s.genesis == nil || s.genesis.TPM == nil {
+	if s.governed.TPM == nil {
 		return nil, inapplicable("the log has no TPM enrolled")
 	}
-	chain := s.genesis.TPM.EKCertificates
+	chain := s.governed.TPM.EKCertificates
 	policy := *s.policy
 	if len(policy.EKRoots) == 0 {
 		if len(chain) < 2 {

@@ -63,10 +63,12 @@ type Receipt struct {
 // Run checks the evidence in src. A nil policy trusts nothing, and the answer is then at best not checkable. The error is about
 // reading, or ctx's; what is wrong with the evidence is in the report.
 func Run(ctx context.Context, src Source, policy *Policy, opt Options) (*Report, error) {
-	r := newRun(src, policy, opt)
+	return newRun(src, policy, opt).judge(ctx)
+}
 
-	if opt.Live != "" {
-		r.remark("read live from %s: this judges what was served just now; what is to be shown later has to be exported and kept", quote(opt.Live))
+func (r *run) judge(ctx context.Context) (*Report, error) {
+	if r.opt.Live != "" {
+		r.remark("read live from %s: this judges what was served just now; what is to be shown later has to be exported and kept", quote(r.opt.Live))
 	}
 
 	// 1. The head says what the log claims to be: its origin, its size, its root.
