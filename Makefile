@@ -65,7 +65,7 @@ PEERS   := $(BIN)/peers -bin $(BIN) $(if $(DISK),-disk $(DISK))
 
 $(BIN)/peers: FORCE
 	@mkdir -p $(BIN)
-	cd peers && $(GO) build -trimpath -o ../$(BIN)/peers .
+	cd peers && $(GO) vet . && $(GO) test . && $(GO) build -trimpath -o ../$(BIN)/peers .
 FORCE:
 
 bench-peers: deps build $(BIN)/peers ## us and other stores in turns on one disk; the result goes to docs/performance.md

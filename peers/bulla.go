@@ -103,9 +103,7 @@ func (a *appliance) bench(ctx context.Context, producers, batch, size int, want 
 		return measurement{}, fmt.Errorf("bulla bench: %w", err)
 	}
 	m := measurement{Rate: res.Rate, P50: res.Request.P50, P99: res.Request.P99, Answers: res.Request.Count}
-	if after, _ := flushes(a.dir); counted {
-		m.Flushes = after - before
-	}
+	m.flushed(a.dir, before, counted)
 	return m, nil
 }
 

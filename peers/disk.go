@@ -25,8 +25,8 @@ func onDisk(dir string) error {
 	return nil
 }
 
-// flushes is how often the disk that dir lies on was told to empty its cache since it was found; false where the kernel does not say.
-// It is counted for the whole disk.
+// flushes is how often the disk that dir lies on was told to empty its cache since it was found; false where the kernel does not say, or
+// does not tell a disk that has no cache to lose. It is counted for the whole disk.
 func flushes(dir string) (uint64, bool) {
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) != nil {
@@ -38,6 +38,9 @@ func flushes(dir string) (uint64, bool) {
 	}
 	if _, err := os.Stat(filepath.Join(path, "partition")); err == nil {
 		path = filepath.Dir(path)
+	}
+	if cache, err := os.ReadFile(filepath.Join(path, "queue/write_cache")); err != nil || strings.TrimSpace(string(cache)) != "write back" {
+		return 0, false
 	}
 	b, err := os.ReadFile(filepath.Join(path, "stat"))
 	if err != nil {
@@ -84,9 +87,7 @@ func disk(ctx context.Context, dir string, d time.Duration) (m measurement, err 
 		took = append(took, time.Since(at))
 	}
 	m = took.measurement(time.Since(start), len(took))
-	if after, _ := flushes(dir); counted {
-		m.Flushes = after - before
-	}
+	m.flushed(dir, before, counted)
 	return m, ctx.Err()
 }
 

@@ -18,8 +18,27 @@ type measurement struct {
 	P50     float64 `json:"p50_ms"`
 	P99     float64 `json:"p99_ms"`
 	Answers int     `json:"answers"`
-	Flushes uint64  `json:"disk_flushes,omitempty"` // of the whole disk meanwhile; 0: not known
+	Flushes *uint64 `json:"disk_flushes,omitempty"` // of the whole disk meanwhile; nil: not known
 }
+
+// flushed notes how often the disk was flushed since before.
+func (m *measurement) flushed(dir string, before uint64, counted bool) {
+	if after, ok := flushes(dir); ok && counted {
+		n := after - before
+		m.Flushes = &n
+	}
+}
+
+// perAnswer is how often the disk was flushed an answer; NaN if that is not known.
+func (m measurement) perAnswer() float64 {
+	if m.Flushes == nil {
+		return math.NaN()
+	}
+	return float64(*m.Flushes) / float64(m.Answers)
+}
+
+// durable reports whether the answers of a single producer, who waits for each, can all have been synced.
+func (m measurement) durable() bool { return m.Flushes == nil || m.perAnswer() > 0.95 }
 
 // latencies are how long requests took.
 type latencies []time.Duration
@@ -41,14 +60,19 @@ func (l latencies) measurement(took time.Duration, entries int) measurement {
 // eventSize is how many bytes an event has, as canonical JSON.
 const eventSize = 300
 
-// event is the n-th event of a producer: canonical JSON, with an id of its own, of size bytes if it fits.
+// event is the n-th event of a producer: canonical JSON of size bytes if that is enough, with an id of its own.
 func event(dst []byte, producer string, n, size int) []byte {
-	const frame = `{"data":{"fill":""},"id":"-","type":"bench.event"}`
+	const data, rest = `"data":{"fill":""},`, `{"id":"-","type":"bench.event"}`
 	const digits = 10
-	fill := max(size-len(frame)-len(producer)-digits, 0)
-	dst = append(dst, `{"data":{"fill":"`...)
-	dst = append(dst, strings.Repeat("x", fill)...)
-	return fmt.Appendf(dst, `"},"id":"%s-%0*d","type":"bench.event"}`, producer, digits, n)
+	fill := size - len(rest) - len(producer) - digits
+	dst = append(dst, '{')
+	if fill >= len(data) {
+		dst = append(dst, `"data":{"fill":"`...)
+		dst = append(dst, strings.Repeat("x", fill-len(data))...)
+		dst = append(dst, `"},`...)
+		fill = 0
+	}
+	return fmt.Appendf(dst, `"id":"%s%s-%0*d","type":"bench.event"}`, strings.Repeat("x", max(fill, 0)), producer, digits, n)
 }
 
 // store is a log or database that appends events.
@@ -87,15 +111,13 @@ func drive(ctx context.Context, s store, dir string, producers, batch int, d tim
 		return measurement{}, err
 	}
 	m := took.measurement(d, len(took)*batch)
-	if after, _ := flushes(dir); counted {
-		m.Flushes = after - before
-	}
+	m.flushed(dir, before, counted)
 	return m, nil
 }
 
 // produce is one producer. What began before start or ended after end does not count.
 func produce(ctx context.Context, s store, name string, batch int, start, end time.Time) (took latencies, err error) {
-	for n := 0; time.Now().Before(end); {
+	for n := 0; time.Now().Before(end) && ctx.Err() == nil; {
 		events := make([][]byte, batch)
 		for i := range events {
 			events[i] = event(nil, name, n, eventSize)
@@ -109,5 +131,5 @@ func produce(ctx context.Context, s store, name string, batch int, start, end ti
 			took = append(took, ended.Sub(began))
 		}
 	}
-	return took, nil
+	return took, ctx.Err()
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -47,6 +48,16 @@ func (s *settings) has(name string) bool {
 	return false
 }
 
+// known reports whether there are only cases that there are.
+func (s *settings) known() bool {
+	for c := range strings.SplitSeq(s.cases, ",") {
+		if s.cases != "" && !slices.Contains([]string{"single", "many", "bulk", "hsm", "reads", "overload", "shape"}, c) {
+			return false
+		}
+	}
+	return true
+}
+
 func main() { os.Exit(run()) }
 
 func run() int {
@@ -65,7 +76,7 @@ func run() int {
 	flag.StringVar(&s.doc, "doc", "", "Markdown `file` whose section between the markers is replaced")
 	flag.StringVar(&s.profile, "profile", "", "take profiles of a running bullad in each case, into this `directory`, instead of measuring")
 	flag.Parse()
-	if flag.NArg() > 0 || s.rounds < 1 || s.seconds < 0.5 {
+	if flag.NArg() > 0 || s.rounds < 1 || s.seconds < 0.5 || !s.known() {
 		flag.Usage()
 		return 64
 	}
@@ -126,6 +137,9 @@ func rounds(ctx context.Context, s *settings, dir string, r *report) (err error)
 				m, err := st.measure(ctx, s, c, fast, filepath.Join(dir, "peer"))
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", c.name, st.name, err)
+				}
+				if c.producers == 1 && !m.durable() {
+					return fmt.Errorf("%s: %d answers with %d flushes of the disk: they were not durable", st.name, m.Answers, *m.Flushes)
 				}
 				r.add(c.name, st.name, m)
 				settle(ctx)

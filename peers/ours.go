@@ -155,7 +155,7 @@ func shapes(ctx context.Context, s *settings, dir string, _ *appliance, r *repor
 	for _, c := range []struct {
 		name        string
 		size, batch int
-	}{{"events of 100 B", 100, 100}, {"events of 300 B", 300, 100}, {"events of 4 KB", 4 << 10, 100}, {"events of 60,000 B", 60_000, 16}} {
+	}{{"events of 64 B", 64, 100}, {"events of 300 B", 300, 100}, {"events of 4 KB", 4 << 10, 100}, {"events of 60,000 B", 60_000, 16}} {
 		o, err := load(ctx, a, work{producers: bulkProducers, batch: c.batch, size: c.size, window: 1}, s.length())
 		if err != nil {
 			return err
@@ -164,7 +164,35 @@ func shapes(ctx context.Context, s *settings, dir string, _ *appliance, r *repor
 		r.note("shape", c.name+", "+fmt.Sprintf("%d x %d", bulkProducers, c.batch), "entries/s", float64(o.taken)/s.seconds)
 		r.note("shape", c.name, "MB/s", float64(o.taken*c.size)/s.seconds/1e6)
 	}
-	return tpmKey(ctx, s, dir, r)
+	return errors.Join(tpmKey(ctx, s, dir, r), logs(ctx, s, dir, r))
+}
+
+// logs is the load spread over several logs of one daemon, each with a key, a file, and commits of its own.
+func logs(ctx context.Context, s *settings, dir string, r *report) error {
+	for _, n := range []int{1, 4, 16} {
+		if err := manyLogs(ctx, s, filepath.Join(dir, "logs"), n, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func manyLogs(ctx context.Context, s *settings, dir string, n int, r *report) (err error) {
+	a, err := startAppliance(ctx, s.bin, dir, "--logs", fmt.Sprint(n))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.stop(), os.RemoveAll(dir)) }()
+	for _, w := range []work{{producers: bulkProducers, batch: bulkBatch}, {producers: 256, batch: 1}} {
+		w.size, w.logs, w.window = eventSize, n, 1
+		o, err := load(ctx, a, w, s.length())
+		if err != nil {
+			return err
+		}
+		settle(ctx)
+		r.note("shape", fmt.Sprintf("logs: %d, %d x %d", n, w.producers, w.batch), "entries/s", float64(o.taken)/s.seconds)
+	}
+	return nil
 }
 
 // tpmKey is the load with a log that is signed by a key in a software TPM.
@@ -191,6 +219,13 @@ func tpmKey(ctx context.Context, s *settings, dir string, r *report) (err error)
 // grow fills a log, and compares what it does at a million entries and at its end, and how it starts then.
 func grow(ctx context.Context, s *settings, dir string, r *report) (err error) {
 	path := filepath.Join(dir, "growth")
+	empty, err := startAppliance(ctx, s.bin, path)
+	if err != nil {
+		return err
+	}
+	if err := empty.stop(); err != nil {
+		return err
+	}
 	a, err := startAppliance(ctx, s.bin, path)
 	if err != nil {
 		return err
@@ -201,7 +236,7 @@ func grow(ctx context.Context, s *settings, dir string, r *report) (err error) {
 			err = errors.Join(err, a.stop())
 		}
 	}()
-	const step = 10 * time.Second
+	const step = 3 * time.Second
 	var at, rates []float64 // entries after a step, and its rate
 	for {
 		o, err := load(ctx, a, bulk, step)
@@ -241,6 +276,7 @@ func grow(ctx context.Context, s *settings, dir string, r *report) (err error) {
 	if now, _, err = b.memory(); err != nil {
 		return err
 	}
+	r.note("growth", "start until ready with an empty log, with the devices of dev", "s", a.ready.Seconds())
 	r.note("growth", "start until ready, with the devices of dev", "s", b.ready.Seconds())
 	r.note("growth", "resident memory after the start", "MB", float64(now)/1e6)
 	return nil

@@ -141,8 +141,10 @@ func number(x float64) string {
 		return fmt.Sprintf("%.0f", x)
 	case x >= 10:
 		return fmt.Sprintf("%.1f", x)
+	case x >= 1 || x == 0:
+		return fmt.Sprintf("%.2f", x)
 	}
-	return fmt.Sprintf("%.2f", x)
+	return fmt.Sprintf("%.2g", x)
 }
 
 // of picks a number of each round.
@@ -173,6 +175,9 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "%s, %d cores of %s, %s, %s, %s, Bulla %s; %d rounds of %g s a case; before the rounds others used %s of the machine.\n",
 		m.Date, m.Cores, m.CPU, m.Kernel, m.Disk, m.Go, m.Bulla, r.Rounds, r.Seconds, percent(r.Others))
 	fmt.Fprintf(&b, "Peers: %s. Medians of the rounds, between what they lay in brackets.\n", strings.Join(m.Versions, ", "))
+	if r.Rounds < 5 || r.Seconds < 5 {
+		b.WriteString("**A short run, which shows that everything is measured: its numbers are not to be relied on.**\n")
+	}
 	r.targets(&b)
 	for _, c := range cases {
 		if r.Cases[c.name] != nil {
@@ -192,9 +197,9 @@ func percent(v []float64) string {
 func (r *report) table(b *bytes.Buffer, c testCase) {
 	fmt.Fprintf(b, "\n### %s\n\n| | entries/s | p50 ms | p99 ms | flushes of the disk an answer |\n|---|---|---|---|---|\n", c.title)
 	for _, st := range c.stores {
-		flushes := r.of(c.name, st.name, func(m measurement) float64 { return float64(m.Flushes) / float64(m.Answers) })
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %.2g |\n", st.name, spreadOf(r.of(c.name, st.name, rate)), spreadOf(r.of(c.name, st.name, p50)),
-			spreadOf(r.of(c.name, st.name, p99)), spreadOf(flushes).median)
+		flushes := r.of(c.name, st.name, measurement.perAnswer)
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", st.name, spreadOf(r.of(c.name, st.name, rate)), spreadOf(r.of(c.name, st.name, p50)),
+			spreadOf(r.of(c.name, st.name, p99)), number(spreadOf(flushes).median))
 	}
 	b.WriteString("\n")
 	for _, st := range c.stores {
@@ -260,7 +265,7 @@ var titles = []struct{ name, title string }{
 	{"hsm", "HSM slowed down by 5 ms a signature"},
 	{"reads", "Random entries read, over http.sock by 16 connections, while 16 producers write 50,000 entries/s in requests of 100"},
 	{"overload", "Four times the sustained load, offered by 16 producers that do not wait"},
-	{"shape", "Other events, another key"},
+	{"shape", "Other events, another key, several logs"},
 	{"growth", "A large log"},
 }
 

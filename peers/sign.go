@@ -37,8 +37,8 @@ const (
 	firstID = 1_000_000_000
 )
 
-// dialSigner connects, and makes the requests of a producer: batch events of size bytes each.
-func dialSigner(path, producer string, batch, size int) (*signer, error) {
+// dialSigner connects, and makes the requests of a producer: batch events of size bytes each, for a log ("": the only one).
+func dialSigner(path, log, producer string, batch, size int) (*signer, error) {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return nil, err
@@ -52,14 +52,17 @@ func dialSigner(path, producer string, batch, size int) (*signer, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	s.prepare(producer, batch, size)
+	s.prepare(log, producer, batch, size)
 	return s, nil
 }
 
 // prepare makes the request whose numbers are changed for each that is sent.
-func (s *signer) prepare(producer string, batch, size int) {
+func (s *signer) prepare(log, producer string, batch, size int) {
 	mark := strings.Repeat("0", digits)
 	b := []byte(`0000{"id":` + mark + `,"op":"append","want":"ack","events":[`)
+	if log != "" {
+		b = []byte(`0000{"id":` + mark + `,"op":"append","want":"ack","log":"` + log + `","events":[`)
+	}
 	for i := range batch {
 		if i > 0 {
 			b = append(b, ',')
@@ -159,8 +162,20 @@ type offered struct {
 // work is a load.
 type work struct {
 	producers, batch, size int
+	logs                   int     // that the producers are spread over; 0: the appliance has one
 	window                 int     // requests that a producer has under way; it sends the next when one was answered
 	rate                   float64 // or entries a second of all producers, whether requests before were answered or not
+}
+
+// log is the log of the i-th producer, by its name in bullad dev.
+func (w *work) log(i int) string {
+	switch {
+	case w.logs == 0:
+		return ""
+	case i%w.logs == 0:
+		return "bulla.example/dev"
+	}
+	return fmt.Sprintf("bulla.example/dev%d", i%w.logs+1)
 }
 
 // load offers an appliance work.
@@ -178,7 +193,7 @@ func load(ctx context.Context, a *appliance, w work, d time.Duration) (offered, 
 	run := time.Now().UnixMilli()
 	for i := range signers {
 		var err error
-		if signers[i], err = dialSigner(a.sign(), fmt.Sprintf("%d-%04d", run, i), w.batch, w.size); err != nil {
+		if signers[i], err = dialSigner(a.sign(), w.log(i), fmt.Sprintf("%d-%04d", run, i), w.batch, w.size); err != nil {
 			return total, err
 		}
 	}

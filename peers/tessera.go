@@ -24,8 +24,8 @@ type tesseraLog struct {
 // openTessera makes a log that integrates after so many entries or so long, whatever comes first.
 func openTessera(ctx context.Context, dir string, size uint, age time.Duration) (store, error) {
 	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard) // it tells of each new log
-	ctx, cancel := context.WithCancel(ctx)
+	klog.SetOutput(io.Discard)                                    // it tells of each new log
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // what waits is answered until close
 	skey, _, err := note.GenerateKey(rand.Reader, "bench.example/log")
 	if err != nil {
 		cancel()
