@@ -13,7 +13,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 # Reproducible: no paths, no build ids, no time.
 STATIC   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 
-.PHONY: build deps test uml demo run bench fuzz crash release lint clean bench-peers profile FORCE
+.PHONY: build deps test uml browser demo run bench fuzz crash release lint clean bench-peers profile FORCE
 
 deps: ## install what tests and demo need (quiet, only what is missing)
 	@missing=; for p in $(PACKAGES); do \
@@ -42,6 +42,11 @@ $(UML):
 
 uml: $(UML) ## the clock under real steps, slews and a leap second, in a User-Mode Linux guest (unpacked, never installed)
 	CGO_ENABLED=0 BULLA_UML=$(UML) $(GO) test -count=1 -tags uml -run UML -v ./clock/ntp
+
+browser: ## the auditor's page in a real browser (Debian's chromium, installed here if it is missing)
+	@command -v chromium >/dev/null || { echo "installing: chromium"; $(SUDO) apt-get -qq update >/dev/null; \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq install -y --no-install-recommends chromium >/dev/null; }
+	BULLA_CHROMIUM=$$(command -v chromium) $(GO) test -count=1 -tags browser -run Browser -v ./verify
 
 demo: deps build ## a complete appliance, end to end, on this machine's own log
 	@BIN=$(BIN) ./docs/demo.sh

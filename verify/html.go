@@ -42,10 +42,12 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 // neither be markup nor disturb the order of characters.
 func (p *Page) WriteHTML(w io.Writer) error {
 	var b bytes.Buffer
+	held, required := p.Report.required()
 	style := sha256.Sum256([]byte(pageStyle))
 	err := pageTemplate.Execute(&b, map[string]any{
 		"Page": p, "Report": p.Report, "Style": template.CSS(pageStyle), "StyleHash": base64.StdEncoding.EncodeToString(style[:]),
 		"Answer": answers[p.Report.Verdict], "Policy": p.policy(), "Claims": p.claims(), "Kinds": p.kinds(),
+		"Count": uint64(len(p.Report.Findings)) + p.Report.Omitted, "Held": held, "Required": required, "Anchored": p.Report.anchored(),
 		"Anchors": template.HTML(p.Report.anchorBar()), "Course": template.HTML(p.Report.course()), "Clock": template.HTML(p.Report.clockPicture()), "Estimate": p.Report.estimate(),
 	})
 	if err != nil {
@@ -65,6 +67,27 @@ func visible(r rune) rune {
 		return 0x2400 + r // control pictures
 	}
 	return unicode.ReplacementChar
+}
+
+// required counts the claims that the verdict depends on, and those of them that hold.
+func (rep *Report) required() (held, all int) {
+	for _, c := range rep.Claims {
+		if !c.Required {
+			continue
+		}
+		if all++; c.Status == Verified {
+			held++
+		}
+	}
+	return held, all
+}
+
+// anchored is how many entries something anchors.
+func (rep *Report) anchored() uint64 {
+	if rep.Unanchored != nil {
+		return rep.Unanchored.From
+	}
+	return rep.Size
 }
 
 // answers says what a verdict is.

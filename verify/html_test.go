@@ -30,7 +30,10 @@ func eventful(t testing.TB) (*builder, *verify.Policy) {
 	}
 	tell(record.System{Event: record.SystemStart, Version: "1.0"})
 	for range 6 {
-		b.events(40)
+		for range 8 {
+			b.events(5)
+			b.machine.raw += 2 * int64(time.Second)
+		}
 		b.seal(b.head(b.tree.Size())).measure()
 	}
 	tell(record.System{Event: record.SystemAlarm, Code: record.CodeTPM, Message: hostile})
@@ -39,8 +42,9 @@ func eventful(t testing.TB) (*builder, *verify.Policy) {
 	tell(record.System{Event: record.SystemStop})
 	b.chip.reset()
 	b.chip.increment = true
+	b.machine.raw += 30 * int64(time.Second)
 	tell(record.System{Event: record.SystemStart, Version: "1.1"})
-	b.seal(b.head(b.tree.Size())).events(30)
+	b.seal(b.head(b.tree.Size())).measure().events(30)
 	p := b.sealedPolicy()
 	p.NoTime = false
 	return b, p
@@ -196,9 +200,9 @@ func wellFormed(t *testing.T, page string) {
 	}
 }
 
-// Whatever a page says of the evidence is text, in every member of a report.
-func TestHostileReport(t *testing.T) {
-	t.Parallel()
+// hostileReport is a report whose every text is hostile.
+func hostileReport(t *testing.T) *verify.Report {
+	t.Helper()
 	b, p := eventful(t)
 	rep := run(t, b.export(), p)
 	raw, err := json.Marshal(rep)
@@ -225,7 +229,13 @@ func TestHostileReport(t *testing.T) {
 	full.Witnesses = []verify.WitnessResult{{Name: hostile, Size: &index}}
 	full.Earlier = []verify.EarlierResult{{Name: hostile, Status: hostile, Why: hostile}}
 	full.Governance.Officers, full.Governance.Thresholds = []string{hostile}, map[string]int{hostile: 2}
-	got := page(t, full)
+	return full
+}
+
+// Whatever a page says of the evidence is text, in every member of a report.
+func TestHostileReport(t *testing.T) {
+	t.Parallel()
+	got := page(t, hostileReport(t))
 	wellFormed(t, got)
 	if n := strings.Count(got, "&lt;script&gt;"); n < 30 {
 		t.Errorf("the hostile text is there %d times", n)

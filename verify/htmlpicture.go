@@ -26,10 +26,7 @@ func (rep *Report) anchorBar() []byte {
 	if rep.Size == 0 {
 		return nil
 	}
-	anchored := rep.Size
-	if rep.Unanchored != nil {
-		anchored = rep.Unanchored.From
-	}
+	anchored := rep.anchored()
 	kept := anchored // also against a reset of the TPM
 	if rep.Resettable != nil {
 		kept = min(anchored, rep.Resettable.From)
@@ -199,8 +196,6 @@ func (rep *Report) clockPicture() []byte {
 	bound := svg.Scale{Name: "Bound", High: float64(all.Bound), Top: boundTop, Floor: boundFloor}
 	offset.Room()
 	bound.Room()
-	p.Durations(&offset)
-	p.Durations(&bound)
 	follow := max((p.X1-p.X0)/50, 2e9) // entries that are no further apart are drawn as one band
 	var best []string
 	for i, c := range t.Clock {
@@ -214,16 +209,18 @@ func (rep *Report) clockPicture() []byte {
 		}
 		x0 := p.X(from)
 		best = append(best, fmt.Sprintf("%.1f,%.1f", x0, offset.Y((float64(e.Least)+float64(e.Most))/2)))
-		w := max(p.X(to)-x0, 1.5)
-		p.F(`<rect x="%.2f" y="%.2f" width="%.2f" height="%.2f" fill="%s" fill-opacity="0.28"/>`, x0, offset.Y(float64(e.Latest)), w, max(offset.Y(float64(e.Earliest))-offset.Y(float64(e.Latest)), 0.5), svg.Area)
+		w := max(p.X(to)-x0+0.4, 1.5) // without a seam to the next
+		p.F(`<rect x="%.2f" y="%.2f" width="%.2f" height="%.2f" fill="%s"/>`, x0, offset.Y(float64(e.Latest)), w, max(offset.Y(float64(e.Earliest))-offset.Y(float64(e.Latest)), 0.5), svg.Pale)
 		p.F(`<rect x="%.2f" y="%.2f" width="%.2f" height="%.2f" fill="%s"/>`, x0, offset.Y(float64(e.Most))-0.7, w, offset.Y(float64(e.Least))-offset.Y(float64(e.Most))+1.4, svg.Line)
-		p.F(`<rect x="%.2f" y="%.2f" width="%.2f" height="%.2f" fill="%s" fill-opacity="0.5"/>`, x0, bound.Y(float64(e.Bound)), w, boundFloor-bound.Y(float64(e.Bound)), svg.Area)
+		p.F(`<rect x="%.2f" y="%.2f" width="%.2f" height="%.2f" fill="%s"/>`, x0, bound.Y(float64(e.Bound)), w, boundFloor-bound.Y(float64(e.Bound)), svg.Pale)
 	}
+	p.Durations(&offset) // over the bands
+	p.Durations(&bound)
 	p.F(`<polyline points="%s" fill="none" stroke="%s" stroke-width="1" stroke-dasharray="1 4"/>`, strings.Join(best, " "), svg.Line)
 	states(p, t, stateTop, stateFloor)
 	p.Box(stateTop, stateFloor)
 	p.Text(svg.Left-8, (stateTop+stateFloor)/2+4, "end", 12, "State")
-	p.F(`<rect x="%.1f" y="18" width="22" height="11" fill="%s" fill-opacity="0.28"/>`, svg.Left, svg.Area)
+	p.F(`<rect x="%.1f" y="18" width="22" height="11" fill="%s"/>`, svg.Left, svg.Pale)
 	p.Text(svg.Left+30, 28, "start", 12, "UTC lies within")
 	p.F(`<rect x="%.1f" y="22" width="22" height="3" fill="%s"/>`, svg.Left+160, svg.Line)
 	p.Text(svg.Left+190, 28, "start", 12, "best estimate, least to most; dotted: no entry says")

@@ -24,6 +24,7 @@ const (
 	Frame  = "#444"
 	Line   = "#1b3f66"
 	Area   = "#4a7db5"
+	Pale   = "#c9d9e9"
 	Start  = "#2e7d32"
 	Demand = "#b8860b"
 	Gap    = "#d9735b"
