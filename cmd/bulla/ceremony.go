@@ -30,13 +30,14 @@ type officer struct {
 	policy  string // file that pins the genesis
 	as      string // name of who signs
 	key     string // file of the key; "": the one that the log knows, in ssh-agent
+	agent   string // socket of ssh-agent; "": there is none
 	offline bool   // nothing is sent
 	yes     bool   // without asking
 	write   string // file to write the document to
 }
 
 func (t *tool) ceremonyCommand() *cobra.Command {
-	o := &officer{tool: t}
+	o := &officer{tool: t, agent: os.Getenv("SSH_AUTH_SOCK")}
 	cmd := &cobra.Command{
 		Use:   "ceremony",
 		Short: "Propose, approve and carry out what officers decide together",

@@ -36,7 +36,7 @@ seal.interval and so on. Times have their unit. A role is role.NAME, and who has
 	cmd.Flags().StringArrayVar(&set, "set", nil, "NAME=VALUE of what changes; may be repeated")
 	cmd.Flags().StringVar(&changes, "changes", "", "file of what changes, TOML or .json")
 	return o.action(cmd, &proposing{content: c, flags: []string{"set", "changes"}, build: func(g *governance) error {
-		p := &g.logged.Policy
+		p := &g.state.Policy
 		*c = ceremony.PolicySet{Clock: p.Clock, Quotas: p.Quotas, Roles: p.Roles, Seal: p.Seal}
 		if len(set) == 0 && changes == "" {
 			return usagef("name what changes with --set or --changes, or the whole policy with --content")
@@ -119,7 +119,7 @@ have none of their own, where 0 puts an action back to it.`,
 	f.StringArrayVar(&in.thresholds, "threshold", nil, "ACTION=N, or default=N, officers who must approve; may be repeated")
 	f.StringVar(&in.counts, "proposer-counts", "", "whether who proposes counts among those who approve: true or false (default: as it is)")
 	return o.action(cmd, &proposing{content: c, flags: []string{"add", "remove", "verify", "from", "until", "threshold", "proposer-counts"}, build: func(g *governance) error {
-		return in.change(c, &g.logged.Policy)
+		return in.change(c, &g.state.Policy)
 	}})
 }
 
@@ -282,7 +282,7 @@ compromised, which makes receipts that it signed good only against a later head.
 	return o.action(cmd, &proposing{content: c, flags: []string{"purpose", "spki", "old"}, build: func(g *governance) (err error) {
 		if c.Old == "" {
 			c.Old = ceremony.OldNone
-			if _, ok := g.logged.Key(c.Purpose); ok {
+			if _, ok := g.state.Key(c.Purpose); ok {
 				c.Old = ceremony.OldSigns
 			}
 		}
@@ -291,8 +291,8 @@ compromised, which makes receipts that it signed good only against a later head.
 			return err
 		}
 		var found []record.Hash
-		for i := range g.logged.Generated {
-			if k := &g.logged.Generated[i]; k.Purpose == c.Purpose {
+		for i := range g.state.Generated {
+			if k := &g.state.Generated[i]; k.Purpose == c.Purpose {
 				found = append(found, k.Hash())
 			}
 		}

@@ -91,8 +91,9 @@ type shownDocument struct {
 	Log      string          `json:"log"`
 	Proposer string          `json:"proposer,omitempty"`
 	Document json.RawMessage `json:"document"`
-	SHA256   string          `json:"sha256"` // of the document, hex
-	Words    []string        `json:"words"`  // of the same
+	SHA256   string          `json:"sha256"`         // of the document, hex
+	Words    []string        `json:"words"`          // of the same
+	Leaf     string          `json:"leaf,omitempty"` // of a genesis: leaf hash of entry 0, hex
 	Changes  []string        `json:"changes,omitempty"`
 	Expires  string          `json:"expires,omitempty"`
 	Approved []string        `json:"approved,omitempty"`
@@ -110,6 +111,8 @@ func (s *subject) look(g *governance) *shownDocument {
 	out := &shownDocument{Action: ceremony.ActionGenesis, Number: s.number, Log: s.log, Document: s.document, SHA256: hex.EncodeToString(h[:]), Words: record.Words(h)}
 	if s.proposal != nil {
 		out.Action, out.Proposer, out.Expires = s.proposal.Action, s.proposal.Proposer, s.proposal.Expires
+	} else {
+		out.Leaf = hex.EncodeToString(s.leaf[:])
 	}
 	switch {
 	case g == nil:
@@ -133,6 +136,9 @@ func (d *shownDocument) genesis(s *subject, g *governance) {
 		return
 	}
 	first := g.chronicle.Ceremonies()[0]
+	if g.state.Changed == 0 {
+		d.Changes = g.state.Policy.Describe()
+	}
 	d.Approved, d.Given, d.Needed, d.Ended = first.Approved, len(first.Approved), first.Needed, first.Ended
 	if err := g.state.Ready(); err != nil {
 		d.Missing = err.Error()
@@ -147,7 +153,7 @@ func (d *shownDocument) proposal(s *subject, g *governance) {
 		if err := g.state.Approved(p, here()); err != nil {
 			d.Missing = err.Error()
 		}
-		if p == g.waiting {
+		if slices.Contains(g.waiting, p) {
 			d.Remarks = append(d.Remarks, "it waits outside the log, which was rolled back, until it is enacted")
 		}
 		return
@@ -161,11 +167,11 @@ func (d *shownDocument) proposal(s *subject, g *governance) {
 		}
 		return
 	}
-	d.Needed = g.logged.Policy.Threshold(s.proposal.Action)
-	if s.proposal.State == g.logged.Hash() {
-		d.Changes = g.logged.Describe(s.proposal)
+	d.Needed = g.state.Policy.Threshold(s.proposal.Action)
+	if s.proposal.State == g.state.Hash() {
+		d.Changes = g.state.Describe(s.proposal)
 	}
-	if err := g.logged.Admits(s.proposal, here()); err != nil {
+	if err := g.state.Admits(s.proposal, here()); err != nil {
 		d.Missing = "the log does not have it, and would refuse it: " + err.Error()
 	} else {
 		d.Missing = "the log does not have it: it must be proposed first"
@@ -191,11 +197,10 @@ func (d *shownDocument) text() string {
 		fmt.Fprintf(&b, "\nwhat it changes\n%s", indent(strings.Join(d.Changes, "\n")))
 	}
 	fmt.Fprintf(&b, "\ndocument\n%s", indent(legible(d.Document)))
-	h, err := hex.DecodeString(d.SHA256)
-	if err == nil && len(h) == len(record.Hash{}) {
-		fmt.Fprintf(&b, "\nSHA-256 of its bytes\n%s", indent(ceremony.Aloud(record.Hash(h))))
+	if d.Leaf != "" {
+		fmt.Fprintf(&b, "\nleaf hash of the genesis\n%s", indent(aloud(d.Leaf)))
 	}
-	b.WriteByte('\n')
+	fmt.Fprintf(&b, "\nSHA-256 of the document\n%s\n", indent(aloud(d.SHA256)))
 	if d.Needed > 0 {
 		fmt.Fprintf(&b, "approved by %s: %d of %d needed\n", listed(d.Approved), d.Given, d.Needed)
 	}
@@ -211,7 +216,16 @@ func (d *shownDocument) text() string {
 	for _, r := range d.Remarks {
 		fmt.Fprintf(&b, "note: %s\n", r)
 	}
-	return b.String()
+	return strings.TrimRight(b.String(), "\n") + "\n"
+}
+
+// aloud is a hash, given in hex, as people read it to each other.
+func aloud(text string) string {
+	b, err := hex.DecodeString(text)
+	if err != nil || len(b) != len(record.Hash{}) {
+		return text
+	}
+	return ceremony.Aloud(record.Hash(b))
 }
 
 func listed(names []string) string {

@@ -88,7 +88,7 @@ func (o *officer) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the ceremonies of a log",
-		Long:    "list shows the genesis and every proposal: who proposed, who approved, and what became of it. A recovery that waits outside a log that was rolled back is listed last.",
+		Long:    "list shows the genesis and every proposal: who proposed, who approved, and what became of it. Recoveries that wait outside a log that was rolled back are listed last.",
 		Example: "  bulla ceremony list\n  bulla ceremony list --export /media/evidence --json | jq '.[] | select(.enacted)'",
 		Args:    args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.ceremonies(cmd.Context()) },
@@ -113,7 +113,7 @@ func (o *officer) ceremonies(ctx context.Context) error {
 	for _, c := range g.chronicle.Ceremonies() {
 		lines = append(lines, listedCeremony{Ceremony: c, Entry: &c.Entry})
 	}
-	if p := g.waiting; p != nil {
+	for _, p := range g.waiting {
 		lines = append(lines, listedCeremony{Waiting: true, Ceremony: ceremony.Ceremony{Action: p.Proposal.Action, Approved: names(p.Approvals), Expires: p.Proposal.Expires,
 			Needed: p.Needed, Number: p.Proposal.Number, Proposer: p.Proposal.Proposer, Rejected: names(p.Rejections)}})
 	}

@@ -174,6 +174,9 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		if e.Log != head.Origin || e.Index >= head.Size {
 			return fmt.Errorf("entry %d of log %s is not under the head, of %d entries of %s", e.Index, ceremony.Printable(e.Log), head.Size, ceremony.Printable(head.Origin))
 		}
+		if len(leaves) == 0 && e.Kind != record.KindGenesis {
+			return fmt.Errorf("entry %d comes first: there is no genesis", e.Index)
+		}
 		leaf := record.LeafHash(b)
 		indexes, leaves = append(indexes, tlog.StoredHashIndex(0, int64(e.Index))), append(leaves, leaf)
 		return g.chronicle.Add(e, leaf)

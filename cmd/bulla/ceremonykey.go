@@ -62,7 +62,7 @@ func (o *officer) sign(ctx context.Context, document []byte, d ceremony.Decision
 // signer finds the key to sign with; done lets go of it. known is the one that the log knows, nil where no log was asked.
 func (o *officer) signer(ctx context.Context, known ssh.PublicKey) (s ssh.Signer, done func(), err error) {
 	if o.key == "" {
-		return agentSigner(ctx, known)
+		return agentSigner(ctx, o.agent, known)
 	}
 	b, err := readFile(o.key)
 	if err != nil {
@@ -70,7 +70,7 @@ func (o *officer) signer(ctx context.Context, known ssh.PublicKey) (s ssh.Signer
 	}
 	defer clear(b)
 	if pub, err := publicKey(b); err == nil {
-		return agentSigner(ctx, pub)
+		return agentSigner(ctx, o.agent, pub)
 	}
 	s, err = o.privateKey(ctx, b)
 	return s, func() {}, err
@@ -178,13 +178,12 @@ func (o *officer) passphrase(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// agentSigner finds a key in ssh-agent.
-func agentSigner(ctx context.Context, want ssh.PublicKey) (s ssh.Signer, done func(), err error) {
+// agentSigner finds a key in the ssh-agent behind a socket.
+func agentSigner(ctx context.Context, socket string, want ssh.PublicKey) (s ssh.Signer, done func(), err error) {
 	const instead = "give the file of a private key, or sign with ssh-keygen and give --signature"
 	if runtime.GOOS == "windows" {
 		return nil, nil, usagef("ssh-agent is not supported on Windows: %s", instead)
 	}
-	socket := os.Getenv("SSH_AUTH_SOCK")
 	if socket == "" {
 		return nil, nil, usagef("SSH_AUTH_SOCK names no ssh-agent that could hold the key %s: start one, %s", ssh.FingerprintSHA256(want), instead)
 	}

@@ -254,7 +254,7 @@ func (l *governedLog) govern(path string, body []byte) ([]byte, error) {
 			return nil, err
 		}
 		if l.rolled {
-			l.waiting = api.Waiting{Proposals: []ceremony.Proposed{*b}}
+			l.waiting.Proposals = append(l.waiting.Proposals, *b)
 			return json.Marshal(api.Taken{Number: p.Number, Needed: 2, Given: 1, Missing: "another approval"})
 		}
 		return l.take(record.KindProposal, b, p.Number)
@@ -488,9 +488,12 @@ func convene(dir string) (l *governedLog, socket string, stop func() error, err 
 	return l, socket, func() error { return errors.Join(stopLog(), stopAgent()) }, nil
 }
 
-// bulla runs the command, and returns its exit code and what it printed.
+// bulla runs the command, and returns its exit code and what it printed. Officers sign with the files of their keys.
 func (c *council) bulla(arguments ...string) (code int, out, errOut string) {
 	c.t.Helper()
+	if i := slices.Index(arguments, "--as"); i >= 0 && !slices.Contains(arguments, "--key") && !slices.Contains(arguments, "--signature") {
+		arguments = append(slices.Clone(arguments), "--key", c.path(arguments[i+1]))
+	}
 	var stdout, stderr bytes.Buffer
 	code = run(append([]string{"--socket", filepath.Join(c.dir, "http.sock"), "ceremony"}, arguments...), strings.NewReader(""), &stdout, &stderr)
 	return code, stdout.String(), stderr.String()
@@ -523,7 +526,7 @@ func (c *council) path(name string) string { return filepath.Join(c.dir, name) }
 func (c *council) begin() *council {
 	c.t.Helper()
 	for _, name := range []string{"alice", "bob"} {
-		c.ok("approve", "--genesis", "--as", name, "--key", c.path(name))
+		c.ok("approve", "--genesis", "--as", name)
 	}
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
@@ -536,5 +539,5 @@ func (c *council) begin() *council {
 // propose has alice propose another quota of streams.
 func (c *council) propose(streams int, more ...string) string {
 	c.t.Helper()
-	return c.ok(append([]string{"propose", "policy.set", "--set", "quotas.streams=" + strconv.Itoa(streams), "--as", "alice", "--key", c.path("alice")}, more...)...)
+	return c.ok(append([]string{"propose", "policy.set", "--set", "quotas.streams=" + strconv.Itoa(streams), "--as", "alice"}, more...)...)
 }

@@ -108,7 +108,7 @@ func (o *officer) propose(ctx context.Context, p *proposing) error {
 	if err := files.check(o.offline); err != nil {
 		return err
 	}
-	armored, err := o.signed(ctx, s.document, ceremony.Approve, &g.logged)
+	armored, err := o.signed(ctx, s.document, ceremony.Approve, &g.state)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (o *officer) draft(g *governance, p *proposing, expires int64) (*subject, e
 	if err != nil {
 		return nil, err
 	}
-	document, err := g.logged.Propose(p.content, o.as, g.head, expires)
+	document, err := g.state.Propose(p.content, o.as, g.head, expires)
 	if err != nil {
 		return nil, usagef("the proposal: %w", err)
 	}
@@ -142,7 +142,7 @@ func (o *officer) draft(g *governance, p *proposing, expires int64) (*subject, e
 	if err != nil {
 		return nil, err
 	}
-	if err := g.logged.Admits(s.proposal, here()); err != nil {
+	if err := g.state.Admits(s.proposal, here()); err != nil {
 		if c := exitCode(err); c != exitIO {
 			return nil, err
 		}
