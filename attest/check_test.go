@@ -594,3 +594,27 @@ var brokenAKs = map[string]func(*tpm2.TPMTPublic){
 		})
 	},
 }
+
+// A further key counts only in the replay that was told of it.
+func TestAlso(t *testing.T) {
+	t.Parallel()
+	m, other := newMachine(t), machineWith(t, 2)
+	e := m.enrolment()
+	m.key = other.key
+	seal := m.seal(start)
+	if got := replayed(t, e, m.head, seal); !slices.Equal(got, []attest.Rule{attest.RuleCounterSig, attest.RuleQuoteSig}) {
+		t.Errorf("not told of: %v", got)
+	}
+	r, err := attest.NewReplay(e, origin, m.head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Also(&other.key.PublicKey)
+	if got := r.Next(seal); len(got) > 0 {
+		t.Errorf("told of: %v", got)
+	}
+	m.key = machineWith(t, 3).key
+	if got := r.Next(m.seal(edit{})); len(got) != 2 {
+		t.Errorf("a third key: %v", got)
+	}
+}

@@ -175,8 +175,14 @@ func (h *history) addRaw(raw []byte) *history {
 	return h
 }
 
+// maxRewritten bounds the entries that a history chains anew: they lie in memory.
+const maxRewritten = 1 << 18
+
 // goOn appends the given entries from an index to before another, numbered and chained anew.
 func (h *history) goOn(ctx context.Context, from, to uint64) *history {
+	if to > from+maxRewritten && h.err == nil {
+		h.err = inapplicable(fmt.Sprintf("it would have to chain %d entries anew, and a selftest keeps at most %d in memory", to-from, maxRewritten))
+	}
 	for index := from; index < to && h.err == nil; {
 		_, raw, err := h.s.bundleOf(ctx, index)
 		if err != nil {

@@ -653,6 +653,22 @@ func remembered(make func(ctx context.Context, s *subject, e *exhibit) error) fu
 	}
 }
 
+// staleHead shows an older head, over tiles that have grown since.
+func staleHead(ctx context.Context, s *subject) (*trial, error) {
+	size := s.head.Size - 1
+	if size%tileWidth == 0 && size > 0 {
+		size-- // of full tiles an older head is as good as then
+	}
+	if size == 0 {
+		return nil, inapplicable("the log has no two entries")
+	}
+	signed, err := s.history(size).sign()
+	return &trial{
+		exhibit: exhibit{src: &overlay{base: s.src, files: map[string][]byte{checkpoint: signed}}},
+		file:    record.TilePath(tileOf(0, size-1, size)),
+	}, err
+}
+
 // rewriteEnd makes the last entry another one.
 func rewriteEnd(ctx context.Context, s *subject) (Source, error) {
 	h := s.history(s.head.Size - 1)

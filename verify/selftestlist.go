@@ -62,6 +62,7 @@ var withCopy = []Mutation{
 	{"change-older-tile", "Shows an older copy of a tile beside it, changed.", NeedsCopy, found("tile.partial"),
 		older(0, func(b []byte) { b[0] ^= 1 })},
 	{"change-copy", "Changes a file that is there for standard tools.", NeedsCopy, found("copy.differs"), changeCopy},
+	{"stale-head", "Shows an older head, which the log once signed, over the tiles that there are now.", NeedsReceipt, nil, staleHead},
 	{"remove-bundle", "Takes a bundle of entries away.", NeedsCopy, nil,
 		takes(func(s *subject) string { return record.TilePath(tileOf(entries, 0, s.head.Size)) })},
 	{"remove-tile", "Takes a tile away.", NeedsCopy, nil,

@@ -117,9 +117,6 @@ func newSubject(ctx context.Context, r *run, opt SelftestOptions) (*subject, err
 			index++
 		}
 	}
-	if !s.target.ok && s.head.Size >= 3 {
-		s.target.set(min(1, s.head.Size-1))
-	}
 	if s.keys == nil {
 		if _, err := rand.Read(s.seed[:]); err != nil {
 			return nil, err

@@ -20,6 +20,7 @@
 //	timeline.go the log's course, for pictures of it
 //	witness.go  heads that witnesses cosigned, and the policy's quorum
 //	rest.go     files that the head does not need; copies.go those of seals for standard tools
+//	selftest.go that tampering with this evidence is found; selftestlist.go in which ways
 //	export.go   the other way: evidence copied from where it is served or stored; readme.go its README
 //
 // There are three answers. A log is tampered when something in it contradicts something else or the policy. It is verified when
