@@ -74,7 +74,7 @@ var Rules = map[Rule]string{
 	RuleHead:         "the sealed head is not the log's: the log was rewritten after it was sealed, or the seal is another log's",
 	RuleHeadOrder:    "a later seal is over a smaller log",
 	RuleAbandoned:    "an abandoned seal is not one that a reset of the machine interrupted after the last seal",
-	RuleRecovery:     "a declared recovery cannot be read, or does not go on from the last seal before it",
+	RuleRecovery:     "a declared recovery or a TPM's enrolment cannot be read, or does not go on from the last seal before it",
 }
 
 // Replay checks the seals of one log in their order. Each violated rule is a finding; after one, replay goes on from what the seal
@@ -110,6 +110,21 @@ func NewReplay(e Enrolment, log string, head func(size uint64) (record.Hash, boo
 		e: e, ak: ak, signer: qualifiedName(ak.Name), Head: head, Log: log,
 		number: e.Seal, quote: e.Previous, value: e.Counter.Value, boot: Boot{PCR: []record.Hash{e.Base, {}}}, // an enrolment does not say in which boot it was made
 	}, nil
+}
+
+// Enrol goes on in another TPM, or in the same after it was cleared, as an enactment enrols it.
+func (r *Replay) Enrol(e Enrolment) ([]Finding, error) {
+	next, err := NewReplay(e, r.Log, r.Head)
+	if err != nil {
+		return nil, err
+	}
+	c := &checker{}
+	if e.Seal < r.number || e.Seal == r.number && e.Previous != r.quote {
+		c.fail(RuleRecovery, fmt.Sprintf("seal %d, whose quote has the hash %x, or a later one", r.number, r.quote[:]), fmt.Sprintf("seal %d, %x", e.Seal, e.Previous[:]))
+	}
+	next.size, next.counted = r.size, r.counted
+	*r = *next
+	return c.findings, nil
 }
 
 // Also has a further key's signatures count as the attestation key's. It serves to try what this replay finds when the machine lies:

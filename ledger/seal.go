@@ -21,6 +21,9 @@ func (s *Sealer) Seal(ctx context.Context, reason string, nonce []byte) (uint64,
 	if s.rollback != nil {
 		return 0, s.rollback
 	}
+	if s.cfg.TPM == nil {
+		return 0, s.foreign()
+	}
 	number, err := s.seal(ctx, reason, nonce)
 	s.note(s.stuck(err))
 	if err == nil && reason == ReasonStart {
@@ -213,9 +216,9 @@ func (s *Sealer) quote(ctx context.Context, p *pendingSeal, st *attest.Statement
 // selection are the PCRs that a seal quotes: those of the policy, and at a start those of boot.
 func (s *Sealer) selection(st *attest.Statement) []int {
 	if st.Reason != ReasonStart {
-		return s.cfg.Policy.PCRs
+		return s.cfg.Policy().PCRs
 	}
-	all := slices.Concat(s.cfg.Policy.PCRs, s.cfg.Boot)
+	all := slices.Concat(s.cfg.Policy().PCRs, s.cfg.Boot)
 	slices.Sort(all)
 	return slices.Compact(all)
 }

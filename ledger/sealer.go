@@ -32,11 +32,12 @@ var (
 
 // SealerConfig is what a sealer works with.
 type SealerConfig struct {
-	Path     string     // the sealer's durable file
-	TPM      attest.TPM // attached to the enrolment that Enrolled returns
-	Logs     []*Ledger  // every log of the daemon
-	Policy   ceremony.SealPolicy
-	Software attest.Software // the daemon's claim about itself
+	Path     string                     // the sealer's durable file
+	TPM      attest.TPM                 // attached to the enrolment that governs the logs; nil: it is not there, as Foreign says
+	Foreign  error                      // why the TPM cannot be attached to: no seal is made and no event taken until another is enrolled
+	Logs     []*Ledger                  // every log of the daemon
+	Policy   func() ceremony.SealPolicy // that governs now
+	Software attest.Software            // the daemon's claim about itself
 	// Boot are further PCRs that the first seal of a start quotes, ascending: what was measured while the machine started, and since.
 	Boot []int
 	// Started is told the first seal of the start, the body of its entry, when every log has it; it must not wait. Nil: not told.
@@ -64,6 +65,7 @@ type Sealer struct {
 
 	wake      chan struct{}
 	recovered chan struct{} // a rollback has ended
+	enrolled  chan struct{} // a TPM was enrolled
 }
 
 // SealerStatus is how sealing goes.
@@ -85,7 +87,7 @@ func (s *Sealer) Status() SealerStatus {
 
 // OpenSealer reads the sealer's file, which Cover made, and checks that every log it covers is there. It asks nothing of the TPM yet.
 func OpenSealer(cfg SealerConfig) (*Sealer, error) {
-	s := &Sealer{cfg: cfg, sizes: map[string]uint64{}, wake: make(chan struct{}, 1), recovered: make(chan struct{}, 1)}
+	s := &Sealer{cfg: cfg, sizes: map[string]uint64{}, wake: make(chan struct{}, 1), recovered: make(chan struct{}, 1), enrolled: make(chan struct{}, 1)}
 	st, err := readSealer(cfg.Path)
 	if err != nil {
 		return nil, err
@@ -94,6 +96,9 @@ func OpenSealer(cfg SealerConfig) (*Sealer, error) {
 		return nil, fmt.Errorf("the sealer's file %s is missing: it was made with the first log, and the TPM remembers more than it", cfg.Path)
 	}
 	s.state = *st
+	if err := s.follow(); err != nil {
+		return nil, err
+	}
 	open := map[string]bool{}
 	for _, l := range cfg.Logs {
 		open[l.Origin()] = true
@@ -114,10 +119,12 @@ func OpenSealer(cfg SealerConfig) (*Sealer, error) {
 // Run seals until ctx ends. Events are refused until what an earlier process left has been settled and the store has been compared
 // with the TPM; later, a TPM that fails leaves them unharmed for as long as policy allows.
 func (s *Sealer) Run(ctx context.Context) error {
+	if !s.waitEnrolled(ctx) {
+		return nil
+	}
 	s.holdAll(&Refusal{Code: record.CodeTPM, Message: "the last seal is being settled with the TPM", RetryAfter: time.Second})
 	s.start(ctx)
-	interval := time.Duration(s.cfg.Policy.Interval)
-	tick := time.NewTicker(min(interval, time.Second))
+	tick := time.NewTicker(min(time.Duration(s.cfg.Policy().Interval), time.Second))
 	defer tick.Stop()
 	last := time.Now()
 	sealed, alarmed := last, false // all that there was then was sealed; events are refused since it is too long ago
@@ -127,7 +134,7 @@ func (s *Sealer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			reason = s.due(time.Since(last) >= interval)
+			reason = s.due(time.Since(last) >= time.Duration(s.cfg.Policy().Interval))
 		case <-s.wake:
 			reason = ReasonDemand
 		}
@@ -140,7 +147,7 @@ func (s *Sealer) Run(ctx context.Context) error {
 		if s.Status().LastError == "" { // sealed, or nothing was waiting for a seal
 			sealed = time.Now()
 		}
-		limit := time.Duration(s.cfg.Policy.Unsealed)
+		limit := time.Duration(s.cfg.Policy().Unsealed)
 		switch overdue := limit > 0 && time.Since(sealed) > limit; {
 		case overdue:
 			why := fmt.Sprintf("no seal for more than %v: %s", limit, s.Status().LastError)
@@ -274,7 +281,7 @@ func (s *Sealer) due(interval bool) string {
 }
 
 func (s *Sealer) incrementDue() bool {
-	return !s.incremented.IsZero() && time.Since(s.incremented) >= time.Duration(s.cfg.Policy.Increment)
+	return !s.incremented.IsZero() && time.Since(s.incremented) >= time.Duration(s.cfg.Policy().Increment)
 }
 
 // note keeps the last error for the status; nil clears it.

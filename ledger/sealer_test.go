@@ -90,7 +90,7 @@ func (m *machine) open(t *testing.T, fault func(attest.TPM) attest.TPM) (*ledger
 	if fault != nil {
 		device = fault(device)
 	}
-	s, err := ledger.OpenSealer(ledger.SealerConfig{Path: m.sealerPath(), TPM: device, Logs: []*ledger.Ledger{l}, Policy: m.policy})
+	s, err := ledger.OpenSealer(ledger.SealerConfig{Path: m.sealerPath(), TPM: device, Logs: []*ledger.Ledger{l}, Policy: func() ceremony.SealPolicy { return m.policy }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestFirstSealOfAStart(t *testing.T) {
 	m.policy.Interval = int64(10 * time.Millisecond)
 	told := make(chan []byte, 10)
 	s, err := ledger.OpenSealer(ledger.SealerConfig{
-		Path: m.sealerPath(), TPM: &silentTPM{TPM: device, left: 2}, Logs: []*ledger.Ledger{l}, Policy: m.policy,
+		Path: m.sealerPath(), TPM: &silentTPM{TPM: device, left: 2}, Logs: []*ledger.Ledger{l}, Policy: func() ceremony.SealPolicy { return m.policy },
 		Boot: []int{0, 1, 10}, Started: func(seal []byte) { told <- seal },
 	})
 	if err != nil {

@@ -136,8 +136,9 @@ func (s *Sealer) adopt() error {
 		if err != nil {
 			return err
 		}
-		if in != nil && (s.state.Last == nil || in.Number > s.state.Last.Number || in.Number == s.state.Last.Number && in.recovered && !s.state.Last.Lost) {
-			in.Lost = in.recovered && (s.state.Last == nil || in.Counter != s.state.Last.Counter || in.PCR != s.state.Last.PCR)
+		last := s.last() // a seal of a TPM that was enrolled before is none of this one's
+		if in != nil && (in.Number > last.Number || in.Number == last.Number && in.recovered && !last.Lost) {
+			in.Lost = in.recovered && (in.Counter != last.Counter || in.PCR != last.PCR)
 			s.state.Last, s.state.Intent = in, in.Counter+1
 		}
 	}

@@ -149,7 +149,7 @@ func (p *plant) open(t testing.TB, fault func(attest.TPM) attest.TPM) *daemon {
 	if fault != nil {
 		device = fault(device)
 	}
-	if d.sealer, err = ledger.OpenSealer(ledger.SealerConfig{Path: p.sealer(), TPM: device, Logs: d.logs, Policy: p.policy}); err != nil {
+	if d.sealer, err = ledger.OpenSealer(ledger.SealerConfig{Path: p.sealer(), TPM: device, Logs: d.logs, Policy: func() ceremony.SealPolicy { return p.policy }}); err != nil {
 		t.Fatal(err)
 	}
 	return d

@@ -16,6 +16,9 @@ import (
 func (s *Sealer) Recover(ctx context.Context, declare func(*attest.Recovery) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cfg.TPM == nil {
+		return s.foreign()
+	}
 	if err := s.adopt(); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package softhsmtest_test
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -311,9 +312,6 @@ func TestClearedTPM(t *testing.T) {
 		t.Fatalf("tpm2_clear: %v: %s", err, out)
 	}
 	config := r.write("serve.toml", r.config)
-	if _, why := r.run(64, "serve", "--config", config); !strings.Contains(why, "not the enrolled TPM") || !strings.Contains(why, "bullad export") {
-		t.Errorf("it says %s", why)
-	}
 	r.run(0, "export", "--config", config, "--log", "dev", "--out", r.path("evidence"))
 	src, err := verify.OpenDir(r.path("evidence"))
 	if err != nil {
@@ -322,5 +320,66 @@ func TestClearedTPM(t *testing.T) {
 	defer src.Close()
 	if rep, err := verify.Run(t.Context(), src, policy, verify.Options{}); err != nil || rep.Verdict != verify.OutcomeVerified {
 		t.Errorf("%+v: %v", rep, err)
+	}
+
+	// Without its TPM the appliance serves its officers and readers, and refuses events.
+	said, _ := r.run(0, "tpm-prepare", "--config", config, "--auth", "none")
+	if _, why := r.run(64, "tpm-prepare", "--config", config, "--auth", "none"); !strings.Contains(why, "there already") {
+		t.Errorf("prepared twice: %s", why)
+	}
+	var content ceremony.TPMEnrol
+	var ak, ek string
+	if _, err := fmt.Sscanf(said[strings.Index(said, "--ak-name"):], "--ak-name %s --ek %s --pcr %d", &ak, &ek, &content.PCR); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	if content.AKName, err = hex.DecodeString(ak); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := hex.DecodeString(ek); err != nil || copy(content.EK[:], b) != len(content.EK) {
+		t.Fatalf("%v: %s", err, ek)
+	}
+	daemon := r.bullad("serve", "--config", config)
+	w := browse(t, r.dir)
+	officers := newCouncil(t, w, r.dir)
+	requireSoon(t, func() error {
+		var st api.Status
+		status, b, err := w.do(t.Context(), "GET", "/health/ready", "", "")
+		if err != nil || status != http.StatusServiceUnavailable || !strings.Contains(string(b), "not the enrolled TPM") {
+			return fmt.Errorf("GET /health/ready: %d %s: %v", status, b, err)
+		}
+		if w.getJSON(t, "/v1/status", &st); st.Machine.Clock.State != "synced" {
+			return fmt.Errorf("the clock is %s", st.Machine.Clock.State)
+		}
+		return nil
+	})
+	first := officers.chronicle().State().Policy.TPM.AKName
+	officers.carry(&content)
+	requireSoon(t, func() error {
+		_, err := dial(t, r.dir).Append(t.Context(), "", []byte(`{"type":"after.enrolment"}`))
+		return err
+	})
+	check := func() {
+		t.Helper()
+		w.requireSeal(t)
+		rep := w.requireVerified(t, policy)
+		if !slices.ContainsFunc(rep.Remarks, func(s string) bool { return strings.Contains(s, "another TPM, which officers enrolled") }) {
+			t.Errorf("remarks: %q", rep.Remarks)
+		}
+		// Who pins the one that is gone is told what is missing; nothing was tampered with.
+		pinning := *policy
+		pinning.AKs = [][]byte{first}
+		if rep, err := verify.Run(t.Context(), w, &pinning, verify.Options{}); err != nil || rep.Verdict != verify.OutcomeNotCheckable || !strings.Contains(strings.Join(rep.Missing, "\n"), "ak "+ak) {
+			t.Errorf("%+v: %v", rep, err)
+		}
+	}
+	check()
+	if code := daemon.stop(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
+	}
+	daemon = r.serve()
+	w = browse(t, r.dir)
+	check()
+	if code := daemon.stop(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
 	}
 }

@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -90,9 +91,16 @@ func (b bus) enrol(cfg EnrolConfig) (e *attest.Enrolment, err error) {
 }
 
 // createAK makes the attestation key in the endorsement hierarchy: attestations by a key of the owner's have their reset counts and
-// firmware obfuscated (Part 1, section 36.7).
+// firmware obfuscated (Part 1, section 36.7). Each enrolment has its own: the same template would make the same key again after the TPM
+// was cleared, as clearing leaves the endorsement seed (Part 1, section 37.2).
 func (b bus) createAK(at tpm2.TPMHandle) (key tpm2.NamedHandle, public []byte, err error) {
-	created, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(signingTemplate(true))}.Execute(b)
+	template := signingTemplate(true)
+	unique := make([]byte, 64)
+	if _, err := rand.Read(unique); err != nil {
+		return tpm2.NamedHandle{}, nil, fmt.Errorf("the attestation key: %w", err)
+	}
+	template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: unique[:32]}, Y: tpm2.TPM2BECCParameter{Buffer: unique[32:]}})
+	created, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template)}.Execute(b)
 	if err != nil {
 		return tpm2.NamedHandle{}, nil, fmt.Errorf("TPM2_CreatePrimary of the attestation key: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"bulla/attest"
+	"bulla/ceremony"
 	"bulla/record"
 )
 
@@ -29,6 +30,34 @@ func (f *fold) judgeEnrolment(e *attest.Enrolment) {
 			names = append(names, hex.EncodeToString(n))
 		}
 		f.r.find(Finding{Rule: "enrolment.ak", Index: at(0), Expected: fmt.Sprintf("%.300s", strings.Join(names, " or ")), Found: hex.EncodeToString(e.AKName)})
+	}
+}
+
+// reenrol has the replay of seals go on in the TPM that officers enrolled in the place of another. What the policy does not know of it is
+// missing, not wrong: who trusts the genesis leaves it to its officers to replace a TPM.
+func (f *fold) reenrol(at *record.Entry) {
+	e := f.state.Policy.TPM
+	if f.replay == nil {
+		return // the first was reported
+	}
+	found, err := f.replay.Enrol(*e)
+	if err != nil {
+		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: &at.Index, Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
+		return
+	}
+	for _, x := range found {
+		f.r.find(Finding{Rule: string(x.Rule), Index: &at.Index, Expected: fmt.Sprintf("%.300s", x.Expected), Found: fmt.Sprintf("%.300s", x.Found)})
+	}
+	f.enrolled = e
+	f.r.remark("seals: from entry %d on they are of another TPM, which officers enrolled: %s", at.Index, ceremony.Printable(e.Manufacturer+" "+e.Model))
+	if f.r.policy == nil {
+		return
+	}
+	if err := f.r.policy.Endorses(e); err != nil {
+		f.r.miss(fmt.Sprintf("entry %d enrols another TPM, which none of the policy's authorities certifies; if it is right, add an ek-root line", at.Index), ClaimSeals, ClaimRollback)
+	}
+	if !f.r.policy.PinsAK(e) {
+		f.r.miss(fmt.Sprintf("entry %d enrols another TPM; if it is right, add the line: ak %x", at.Index, e.AKName), ClaimSeals, ClaimRollback)
 	}
 }
 

@@ -162,6 +162,8 @@ func (f *fold) enacted(before ceremony.State, e *record.Entry, leaf record.Hash)
 		switch c := p.Proposal.Asks().(type) {
 		case *ceremony.RecoveryDeclare:
 			f.closed(e, leaf, c)
+		case *ceremony.TPMEnrol:
+			f.reenrol(e)
 		}
 	}
 }

@@ -31,10 +31,10 @@ type appliance struct {
 	clock   *lateClock
 	monitor *ntp.Monitor
 	logs    []*openLog
-	sealer  *ledger.Sealer // nil without a TPM
-	machine *tpm.Machine   // as enrolled; nil without a TPM
-	boot    *boot          // what was measured at boot; nil without a TPM
-	exe     record.Hash    // of the running executable
+	sealer  *ledger.Sealer              // nil without a TPM
+	machine atomic.Pointer[tpm.Machine] // as enrolled; nil without that TPM
+	boot    *boot                       // what was measured at boot; nil without a TPM
+	exe     record.Hash                 // of the running executable
 
 	selfCheck *ledger.SelfCheck
 	witnesses *witnesses

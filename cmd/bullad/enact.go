@@ -73,6 +73,8 @@ func (x *executor) job(l *ledger.Ledger, p *ceremony.Pending) (job, error) {
 		return &retireKey{base, c}, nil
 	case *ceremony.PCRApprove:
 		return &approvePCRs{base, c}, nil
+	case *ceremony.TPMEnrol:
+		return &enrolTPM{base, c}, nil
 	case *ceremony.RecoveryDeclare:
 		return &declareRecovery{base, c}, nil
 	}

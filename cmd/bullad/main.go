@@ -56,7 +56,7 @@ func run(args []string) int {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), sealPINCommand(), tsaRequestCommand(), devCommand())
+	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), tpmPrepareCommand(), sealPINCommand(), tsaRequestCommand(), devCommand())
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err != nil {

@@ -12,11 +12,13 @@ import (
 
 	"bulla/api/server"
 	"bulla/attest"
+	"bulla/ceremony"
 	"bulla/clock"
 	"bulla/clock/ntp"
 	"bulla/hsm"
 	"bulla/ledger"
 	"bulla/record"
+	"bulla/tpm"
 )
 
 // sealerFile is the sealer's file in the state directory.
@@ -143,22 +145,37 @@ func (a *appliance) openSealer(ctx context.Context) error {
 	if a.devices.tpm == nil {
 		return usagef("the logs are governed to be sealed by a TPM: name it in [tpm] device")
 	}
-	if a.machine, err = a.devices.tpm.Attach(ctx, state.Policy.TPM); err != nil {
+	cfg := ledger.SealerConfig{
+		Path: filepath.Join(a.cfg.State, sealerFile), Software: attest.Software{Config: a.config, Exe: a.exe},
+		Policy: func() ceremony.SealPolicy { return a.logs[0].State().Policy.Seal },
+	}
+	switch m, err := a.devices.tpm.Attach(ctx, state.Policy.TPM); {
+	case errors.Is(err, tpm.ErrOtherMachine) && len(state.Policy.Officers) > 0: // they may enrol another
+		cfg.Foreign = err
+	case err != nil:
 		return err
+	default:
+		a.machine.Store(m)
+		cfg.TPM = m
 	}
 	if a.boot, err = readBoot(a.cfg.TPM, a.log); err != nil {
 		return err
 	}
-	cfg := ledger.SealerConfig{
-		Path: filepath.Join(a.cfg.State, sealerFile), TPM: a.machine, Policy: state.Policy.Seal,
-		Software: attest.Software{Config: a.config, Exe: a.exe},
-		Boot:     a.boot.pcrs(state.Policy.TPM.PCR), Started: a.boot.started,
-	}
+	cfg.Boot, cfg.Started = a.boot.pcrs(state.Policy.TPM.PCR), a.boot.started
 	for _, l := range a.logs {
 		cfg.Logs = append(cfg.Logs, l.Ledger)
 	}
 	a.sealer, err = ledger.OpenSealer(cfg)
 	return err
+}
+
+// activate has the enrolled TPM open an auditor's credential.
+func (a *appliance) activate(ctx context.Context, e *attest.Enrolment, c attest.Credential) ([]byte, error) {
+	m := a.machine.Load()
+	if m == nil {
+		return nil, fmt.Errorf("the TPM is not the enrolled one")
+	}
+	return m.ActivateCredential(ctx, e, c)
 }
 
 // serverConfig describes the appliance to its sockets.
@@ -171,7 +188,7 @@ func (a *appliance) serverConfig(ready func()) server.Config {
 		c.Logs = append(c.Logs, server.Log{Name: l.Name, Ledger: l.Ledger, Executor: &executor{a, l.LogConfig}})
 	}
 	if a.sealer != nil {
-		c.Seal, c.Activate = a.sealer.Seal, a.machine.ActivateCredential
+		c.Seal, c.Activate = a.sealer.Seal, a.activate
 	}
 	return c
 }
