@@ -313,12 +313,19 @@ func (o *officer) taken(t *api.Taken, what string) error {
 	if t.Index != nil {
 		where = fmt.Sprintf("entry %d", *t.Index)
 	}
+	given := ""
+	if t.Needed > 0 { // else it is not open any more
+		given = fmt.Sprintf("; %d of %d approvals", t.Given, t.Needed)
+	}
 	next := "nothing is missing"
-	if t.Missing != "" {
+	switch {
+	case t.Missing != "" && t.Number > 0 && t.Given < t.Needed:
+		next = fmt.Sprintf("missing: %s\nothers approve it with: bulla ceremony approve %d --as NAME", ceremony.Printable(t.Missing), t.Number)
+	case t.Missing != "":
 		next = "missing: " + ceremony.Printable(t.Missing)
-	} else if t.Number > 0 {
+	case t.Number > 0:
 		next += fmt.Sprintf("; carry it out with: bulla ceremony enact %d", t.Number)
 	}
-	_, err := fmt.Fprintf(o.out, "%s: %s (%s); %d of %d approvals\n%s\n", name, what, where, t.Given, t.Needed, next)
+	_, err := fmt.Fprintf(o.out, "%s: %s (%s)%s\n%s\n", name, what, where, given, next)
 	return err
 }

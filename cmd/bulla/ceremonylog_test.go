@@ -286,15 +286,18 @@ func (l *governedLog) take(kind record.Kind, body any, number uint64) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	out := api.Taken{Number: number, Index: &index, Given: len(l.state.GenesisVotes()), Needed: 2}
-	if err := l.state.Ready(); number == 0 && err != nil {
-		out.Missing = err.Error()
+	out := api.Taken{Number: number, Index: &index, Missing: "it is not open any more"}
+	if number == 0 {
+		out.Given, out.Needed, out.Missing = len(l.state.GenesisVotes()), 2, ""
+		if err := l.state.Ready(); err != nil {
+			out.Missing = err.Error()
+		}
 	}
 	for _, p := range l.state.Open() {
 		if p.Proposal.Number != number {
 			continue
 		}
-		out.Given, out.Needed = len(p.Approvals), p.Needed
+		out.Given, out.Needed, out.Missing = len(p.Approvals), p.Needed, ""
 		if err := l.state.Approved(p, here()); err != nil {
 			out.Missing = err.Error()
 		}
