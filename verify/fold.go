@@ -36,7 +36,7 @@ type fold struct {
 	estimated uint64 // entries with an estimate of UTC
 }
 
-func (f *fold) init(r *run) { f.r = r }
+func (f *fold) init(r *run) { f.r, f.line = r, newTimeline() }
 
 // see takes the next entry that is not like the one before.
 func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error {

@@ -177,9 +177,12 @@ func (rep *Report) estimate() *ClockEstimate {
 	}
 	var all ClockSpan
 	for _, c := range rep.Timeline.Clock {
-		all = joinClock(all, c)
+		joinClock(&all, &c)
 	}
-	return all.Estimate
+	if !all.estimated {
+		return nil
+	}
+	return &all.estimate
 }
 
 // clockPicture draws UTC less the system's time, its bound, and the states.

@@ -35,8 +35,10 @@ type ClockSpan struct {
 	// Of UTC minus the system's time, in ns; absent where no entry has an estimate:
 	Estimate *ClockEstimate `json:"estimate,omitempty"`
 
-	from, to int64
-	state    clock.State
+	from, to  int64
+	state     clock.State
+	estimated bool
+	estimate  ClockEstimate
 }
 
 // ClockEstimate is the least and the most of estimates.
@@ -124,40 +126,57 @@ type timeline struct {
 // spans puts what comes together over equal lengths of time, which double when there would be too many.
 type spans[T any] struct {
 	width int64 // ns
-	by    map[int64]T
+	by    map[int64]*T
+	join  func(a, b *T) // b is the later one, and goes into a
+	last  *T            // that was added to, from begin on
+	begin int64
+	next  T // what is joined, here so that it is not allocated anew
 }
 
-func (s *spans[T]) add(at int64, v T, join func(a, b T) T) {
-	if s.by == nil {
-		s.by, s.width = map[int64]T{}, int64(time.Second)
+func newSpans[T any](join func(a, b *T)) spans[T] {
+	return spans[T]{by: map[int64]*T{}, width: int64(time.Second), join: join}
+}
+
+func (s *spans[T]) add(at int64, v T) {
+	s.next = v
+	if s.last != nil && at >= s.begin && at-s.begin < s.width { // as nearly all do
+		s.join(s.last, &s.next)
+		return
 	}
 	k := at / s.width
 	if at%s.width < 0 {
 		k--
 	}
-	if old, ok := s.by[k]; ok {
-		v = join(old, v)
+	if old := s.by[k]; old != nil {
+		s.join(old, &s.next)
+	} else {
+		first := v
+		s.by[k] = &first
 	}
-	s.by[k] = v
+	s.last, s.begin = s.by[k], k*s.width
 	for len(s.by) > maxSpans {
-		wider := make(map[int64]T, maxSpans)
+		wider := make(map[int64]*T, maxSpans)
 		for _, k := range slices.Sorted(maps.Keys(s.by)) {
-			v := s.by[k]
-			if old, ok := wider[k>>1]; ok {
-				v = join(old, v)
+			if old := wider[k>>1]; old != nil {
+				s.join(old, s.by[k])
+			} else {
+				wider[k>>1] = s.by[k]
 			}
-			wider[k>>1] = v
 		}
-		s.by, s.width = wider, s.width*2
+		s.by, s.width, s.last = wider, s.width*2, nil
 	}
 }
 
 func (s *spans[T]) sorted() []T {
 	var out []T
 	for _, k := range slices.Sorted(maps.Keys(s.by)) {
-		out = append(out, s.by[k])
+		out = append(out, *s.by[k])
 	}
 	return out
+}
+
+func newTimeline() timeline {
+	return timeline{clock: newSpans(joinClock), seals: newSpans(joinSeals)}
 }
 
 // see takes the next entry that is not like the one before.
@@ -166,27 +185,25 @@ func (l *timeline) see(e *record.Entry) {
 	at := e.Stamp.UTC()
 	c := ClockSpan{from: at, to: at, state: e.Stamp.State}
 	if s := e.Stamp; s.HasEstimate {
-		c.Estimate = &ClockEstimate{s.Offset, s.Offset, s.Offset - s.Bound, s.Offset + s.Bound, s.Bound}
+		c.estimated, c.estimate = true, ClockEstimate{s.Offset, s.Offset, s.Offset - s.Bound, s.Offset + s.Bound, s.Bound}
 	}
-	l.clock.add(at, c, joinClock)
+	l.clock.add(at, c)
 	if e.Kind == record.KindSystem {
 		l.system(e)
 	}
 }
 
-func joinClock(a, b ClockSpan) ClockSpan {
+func joinClock(a, b *ClockSpan) {
 	a.from, a.to = min(a.from, b.from), max(a.to, b.to)
-	if worse(b.state) > worse(a.state) {
+	if a.state != b.state && worse(b.state) > worse(a.state) {
 		a.state = b.state
 	}
-	switch x := b.Estimate; {
-	case a.Estimate == nil:
-		a.Estimate = x
-	case x != nil:
-		y := a.Estimate
-		a.Estimate = &ClockEstimate{min(y.Least, x.Least), max(y.Most, x.Most), min(y.Earliest, x.Earliest), max(y.Latest, x.Latest), max(y.Bound, x.Bound)}
+	switch x, y := b.estimate, a.estimate; {
+	case !a.estimated:
+		a.estimated, a.estimate = b.estimated, x
+	case b.estimated:
+		a.estimate = ClockEstimate{min(y.Least, x.Least), max(y.Most, x.Most), min(y.Earliest, x.Earliest), max(y.Latest, x.Latest), max(y.Bound, x.Bound)}
 	}
-	return a
 }
 
 // worse orders states.
@@ -300,7 +317,7 @@ func (l *timeline) seal(e *record.Entry, size uint64) {
 	if l.last != nil {
 		span.Longest = max(at-l.sealed, 0)
 	}
-	l.seals.add(at, span, joinSeals)
+	l.seals.add(at, span)
 	l.sealed = at
 	if n := len(l.boots); n > 0 && bytes.Equal(l.boot, q.Signer) && l.boots[n-1].Resets == q.Clock.ResetCount {
 		l.boots[n-1].Seals++
@@ -316,13 +333,14 @@ func (l *timeline) seal(e *record.Entry, size uint64) {
 	}
 }
 
-func joinSeals(a, b SealSpan) SealSpan {
-	first, from, to, longest := min(a.First, b.First), min(a.from, b.from), max(a.to, b.to), max(a.Longest, b.Longest)
-	if a.Last > b.Last {
-		b = a
+func joinSeals(a, b *SealSpan) {
+	joined := *a
+	if b.Last >= a.Last {
+		joined = *b
 	}
-	b.First, b.from, b.to, b.Longest = first, from, to, longest
-	return b
+	joined.First, joined.Longest = min(a.First, b.First), max(a.Longest, b.Longest)
+	joined.from, joined.to = min(a.from, b.from), max(a.to, b.to)
+	*a = joined
 }
 
 // halved joins boots in pairs, but leaves the last, which may go on, as it is.
@@ -349,6 +367,9 @@ func (l *timeline) report() *Timeline {
 	for i := range t.Clock {
 		c := &t.Clock[i]
 		c.From, c.To, c.State = shown(c.from), shown(c.to), c.state.String()
+		if c.estimated {
+			c.Estimate = &c.estimate
+		}
 	}
 	for i := range t.Seals {
 		s := &t.Seals[i]

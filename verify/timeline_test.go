@@ -20,7 +20,8 @@ func TestTimelineIsBoundedAndKeepsExtremes(t *testing.T) {
 		"a second apart": func(i int) int64 { return int64(i) * int64(time.Second) }, "all at once": func(int) int64 { return 5 },
 		"anywhere": func(int) int64 { return random.Int64() - math.MaxInt64/2 }, "backwards": func(i int) int64 { return -int64(i) * int64(time.Hour) },
 	} {
-		l := &timeline{}
+		line := newTimeline()
+		l := &line
 		want := ClockEstimate{Least: math.MaxInt64, Most: math.MinInt64, Earliest: math.MaxInt64, Latest: math.MinInt64}
 		const n = 20_000
 		for i := range n {
