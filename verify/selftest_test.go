@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,7 +130,10 @@ func (c *council) busy(n int) *council {
 func withCopies(t testing.TB, f files) files {
 	t.Helper()
 	out := files{}
+	var mu sync.Mutex
 	if _, err := verify.Export(t.Context(), f, func(name string, data []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
 		out[name] = bytes.Clone(data)
 		return nil
 	}, nil); err != nil {

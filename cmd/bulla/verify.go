@@ -73,6 +73,9 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 			if len(given) == 0 && !cmd.Flags().Changed("socket") {
 				return usagef("name the evidence: a directory, a tar file, the URL of a tile tree, or an appliance with --socket; see `bulla verify --help`")
 			}
+			if selftest && (page != "" || len(earlier) > 0 || m.path != "") {
+				return usagef("--selftest goes with --policy, --receipt and --json only")
+			}
 			if selftest {
 				return t.selftest(cmd.Context(), strings.Join(given, ""), p, opt.Receipts)
 			}
