@@ -181,7 +181,8 @@ func (j *generateKey) execute(ctx context.Context, did func(what, answer string)
 	if err != nil {
 		return device(err)
 	}
-	did(fmt.Sprintf("%s: %s key %s", how, j.Algorithm, shown(j.uri)), fmt.Sprintf("SHA-256 of its SPKI %x", k.Hash()))
+	hash := k.Hash()
+	did(fmt.Sprintf("%s: %s key %s", how, j.Algorithm, shown(j.uri)), fmt.Sprintf("SHA-256 of its SPKI %x", hash[:]))
 	return commit(&k)
 }
 
