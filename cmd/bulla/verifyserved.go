@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -27,11 +28,16 @@ type served struct {
 	base   string              // URL that names are appended to
 	state  func(*http.Request) // what is to be said with a request; nil: nothing
 	pause  time.Duration       // before the first repetition; it doubles with each
+
+	mu     sync.Mutex
+	tiles  map[string][]byte // of hashes, read last: each seal has the verifier look at one again
+	recent []string          // their names, the oldest first
 }
 
 // Reading what is served.
 const (
-	servedTries   = 6 // of one file, with pauses of 8 s in all
+	servedTiles   = 64 // kept, of 8 KiB each
+	servedTries   = 6  // of one file, with pauses of 8 s in all
 	servedPause   = 250 * time.Millisecond
 	servedTimeout = 2 * time.Minute // of one try, for at most 16 MiB
 	servedWait    = 30 * time.Second
@@ -89,6 +95,12 @@ func (s *served) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	if isTile && t.L < 0 {
 		limit = record.TileWidth * (2 + record.MaxEntry)
 	}
+	if isTile && t.L >= 0 {
+		limit = record.TileWidth * tlog.HashSize
+		if b, ok := s.kept(name); ok {
+			return io.NopCloser(bytes.NewReader(b)), nil
+		}
+	}
 	b, err := s.get(ctx, name, limit)
 	if isTile && t.W < record.TileWidth && errors.Is(err, fs.ErrNotExist) {
 		full := t
@@ -102,7 +114,33 @@ func (s *served) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
+	if isTile && t.L >= 0 {
+		s.keep(name, b)
+	}
 	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+func (s *served) kept(name string) ([]byte, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, ok := s.tiles[name]
+	return b, ok
+}
+
+func (s *served) keep(name string, b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tiles == nil {
+		s.tiles = map[string][]byte{}
+	}
+	if _, twice := s.tiles[name]; !twice {
+		if len(s.recent) == servedTiles {
+			delete(s.tiles, s.recent[0])
+			s.recent = s.recent[1:]
+		}
+		s.recent = append(s.recent, name)
+	}
+	s.tiles[name] = b
 }
 
 // beginning is the partial tile that a full one begins with. What is no tile is judged as it is.

@@ -141,7 +141,7 @@ func TestServedWithoutEnd(t *testing.T) {
 	defer server.Close()
 	defer close(silent)
 	s := newServed(server)
-	for name, limit := range map[string]int{"checkpoint": record.MaxCheckpoint, "tile/entries/000": 256 * (2 + record.MaxEntry)} {
+	for name, limit := range map[string]int{"checkpoint": record.MaxCheckpoint, "tile/entries/000": 256 * (2 + record.MaxEntry), "tile/0/001": 256 * 32} {
 		if b, err := readServed(t, s, name); err != nil || len(b) != limit+1 {
 			t.Errorf("%s: %d bytes, %v", name, len(b), err)
 		}
@@ -182,6 +182,39 @@ func TestServedPartialTileIsGone(t *testing.T) {
 		if _, err := readServed(t, s, name); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Tiles of hashes are asked for once, as long as they are among the last; nothing else is kept.
+func TestServedTilesAreKept(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		fmt.Fprint(w, r.URL.Path)
+	}))
+	defer server.Close()
+	s := newServed(server)
+	read := func(name string, want int64) {
+		t.Helper()
+		asked.Store(0)
+		if b, err := readServed(t, s, name); err != nil || string(b) != "/"+name || asked.Load() != want {
+			t.Errorf("%s: %q, %v after %d requests, want %d", name, b, err, asked.Load(), want)
+		}
+	}
+	read("tile/0/000", 1)
+	read("tile/0/000", 0)
+	for _, name := range []string{"checkpoint", "tile/entries/000"} {
+		read(name, 1)
+		read(name, 1)
+	}
+	for i := range servedTiles {
+		read(fmt.Sprintf("tile/0/%03d", i+1), 1)
+	}
+	read("tile/0/002", 0)
+	read("tile/0/000", 1)
+	if len(s.tiles) != servedTiles || len(s.recent) != servedTiles {
+		t.Errorf("%d tiles, %d names are kept", len(s.tiles), len(s.recent))
 	}
 }
 
