@@ -19,7 +19,8 @@ type testCase struct {
 type contender struct {
 	name, note string
 	open       func(context.Context, string) (store, error) // of a peer
-	want       string                                       // of Bulla: ack or receipt
+	want       string                                       // of Bulla, by its own client: ack or receipt
+	bare       bool                                         // Bulla, by a client that costs next to nothing
 	disk       bool
 }
 
@@ -27,13 +28,17 @@ type contender struct {
 const (
 	bullaAck     = "Bulla, acknowledgements"
 	bullaReceipt = "Bulla, receipts"
+	bullaBare    = "Bulla, bare client"
 	diskName     = "disk: 4 KiB fdatasync"
+
+	aimed = bullaAck // what the ratios are of
 )
 
 var (
 	bulla = []contender{
 		{name: bullaAck, note: "`bulla bench --want ack` over sign.sock: validated, stamped, chained, in the tree, signed by SoftHSM P-256, synced", want: "ack"},
 		{name: bullaReceipt, note: "the same with `--want receipt`: each answer carries entry, proof and signed head", want: "receipt"},
+		{name: bullaBare, note: "acknowledgements to a client that looks at their status alone: what is left is the appliance", bare: true},
 	}
 	theDisk  = contender{name: diskName, note: "one file filled with zeros, one write and fdatasync after the other", disk: true}
 	sqlites  = contender{name: "SQLite", note: "modernc.org/sqlite, WAL, synchronous=FULL; one writer takes all that waits into one transaction", open: openSQLite}
@@ -42,11 +47,11 @@ var (
 )
 
 var cases = []testCase{
-	{"single", "One producer, one entry at a time", 1, 1, nil, []contender{theDisk, bulla[0], bulla[1],
+	{"single", "One producer, one entry at a time", 1, 1, nil, []contender{theDisk, bulla[0], bulla[1], bulla[2],
 		{name: "Tessera POSIX", note: "batches of 1; an entry is waited for until it is integrated and synced", open: tesseraOpener(1, 10*time.Millisecond)}, defaults, tuned, sqlites}},
-	{"many", "256 producers, one entry at a time", 256, 1, map[string]float64{"Tessera POSIX": 2, "immudb": 2, "immudb, tuned": 2}, []contender{theDisk, bulla[0], bulla[1],
+	{"many", "256 producers, one entry at a time", 256, 1, map[string]float64{"Tessera POSIX": 2, "immudb": 2, "immudb, tuned": 2}, []contender{theDisk, bulla[0], bulla[1], bulla[2],
 		{name: "Tessera POSIX", note: "batches of 256 or 10 ms", open: tesseraOpener(256, 10*time.Millisecond)}, defaults, tuned, sqlites}},
-	{"bulk", "16 producers x 100 entries a request", 16, 100, map[string]float64{"immudb": 1.5, "immudb, tuned": 1.5}, []contender{theDisk, bulla[0], bulla[1],
+	{"bulk", "16 producers x 100 entries a request", 16, 100, map[string]float64{"immudb": 1.5, "immudb, tuned": 1.5}, []contender{theDisk, bulla[0], bulla[1], bulla[2],
 		{name: "Tessera POSIX", note: "batches of 1600 or 10 ms; it knows single entries only", open: tesseraOpener(1600, 10*time.Millisecond)}, defaults, tuned, sqlites}},
 }
 
@@ -63,6 +68,12 @@ func (c contender) measure(ctx context.Context, s *settings, tc testCase, a *app
 	switch {
 	case c.disk:
 		return disk(ctx, s.disk, s.length())
+	case c.bare:
+		before, counted := flushes(a.dir)
+		o, err := load(ctx, a, work{producers: tc.producers, batch: tc.batch, size: eventSize, window: 1}, s.length())
+		m := o.took.measurement(s.length(), o.taken)
+		m.flushed(a.dir, before, counted)
+		return m, err
 	case c.want != "":
 		return a.bench(ctx, tc.producers, tc.batch, eventSize, c.want, s.length())
 	}

@@ -135,6 +135,7 @@ func overload(ctx context.Context, s *settings, dir string, _ *appliance, r *rep
 	}
 	r.note("overload", "sustained: 16 producers wait for their answers", "entries/s", sustained)
 	r.note("overload", "offered", "entries/s", float64(over.sent)/took)
+	r.note("overload", "offered of sustained, ratio", "", float64(over.sent)/took/sustained)
 	r.note("overload", "taken", "entries/s", float64(over.taken)/took)
 	r.note("overload", "taken of sustained, ratio", "", float64(over.taken)/took/sustained)
 	r.note("overload", "refused as busy, of what was offered", "%", 100*float64(over.busy)/float64(over.sent))

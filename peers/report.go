@@ -141,7 +141,7 @@ func number(x float64) string {
 		return fmt.Sprintf("%.0f", x)
 	case x >= 10:
 		return fmt.Sprintf("%.1f", x)
-	case x >= 1 || x == 0:
+	case x >= 0.1 || x == 0:
 		return fmt.Sprintf("%.2f", x)
 	}
 	return fmt.Sprintf("%.2g", x)
@@ -179,9 +179,10 @@ func (r *report) markdown() string {
 		b.WriteString("**A short run, which shows that everything is measured: its numbers are not to be relied on.**\n")
 	}
 	r.targets(&b)
+	said := map[string]string{}
 	for _, c := range cases {
 		if r.Cases[c.name] != nil {
-			r.table(&b, c)
+			r.table(&b, c, said)
 		}
 	}
 	r.ourTables(&b)
@@ -193,8 +194,8 @@ func percent(v []float64) string {
 	return fmt.Sprintf("%.0f–%.0f %%", 100*s.low, 100*s.high)
 }
 
-// table is what all stores did in a case.
-func (r *report) table(b *bytes.Buffer, c testCase) {
+// table is what all stores did in a case. How they were configured is said where it was not said before.
+func (r *report) table(b *bytes.Buffer, c testCase, said map[string]string) {
 	fmt.Fprintf(b, "\n### %s\n\n| | entries/s | p50 ms | p99 ms | flushes of the disk an answer |\n|---|---|---|---|---|\n", c.title)
 	for _, st := range c.stores {
 		flushes := r.of(c.name, st.name, measurement.perAnswer)
@@ -203,7 +204,10 @@ func (r *report) table(b *bytes.Buffer, c testCase) {
 	}
 	b.WriteString("\n")
 	for _, st := range c.stores {
-		fmt.Fprintf(b, "- %s: %s.\n", st.name, st.note)
+		if said[st.name] != st.note {
+			fmt.Fprintf(b, "- %s: %s.\n", st.name, st.note)
+			said[st.name] = st.note
+		}
 	}
 }
 
@@ -218,7 +222,7 @@ func (r *report) targets(b *bytes.Buffer) {
 	for _, c := range cases {
 		at := func(store string, pick func(measurement) float64) []float64 { return r.of(c.name, store, pick) }
 		against := func(store string, pick func(measurement) float64) []float64 {
-			return ratios(at(bullaAck, pick), at(store, pick))
+			return ratios(at(aimed, pick), at(store, pick))
 		}
 		switch c.name {
 		case "single":
