@@ -122,7 +122,7 @@ func (r *Replay) Enrol(e Enrolment) ([]Finding, error) {
 	if e.Seal < r.number || e.Seal == r.number && e.Previous != r.quote {
 		c.fail(RuleRecovery, fmt.Sprintf("seal %d, whose quote has the hash %x, or a later one", r.number, r.quote[:]), fmt.Sprintf("seal %d, %x", e.Seal, e.Previous[:]))
 	}
-	next.size, next.counted = r.size, r.counted
+	next.size, next.counted, next.ak.also = r.size, r.counted, r.ak.also
 	*r = *next
 	return c.findings, nil
 }

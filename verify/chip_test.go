@@ -53,7 +53,15 @@ var counterName = append([]byte{0, 11}, bytes.Repeat([]byte{0xc0}, 32)...)
 // enrolled gives the log's machine a TPM; it is to be called before begin.
 func (b *builder) enrolled() *builder {
 	b.t.Helper()
-	c := &chip{key: testKey(b.t, 77), counter: 7, ticks: 100_000}
+	b.genesis.TPM = b.plug(77)
+	b.genesis.Seal.Interval, b.genesis.Seal.Increment, b.genesis.Seal.PCRs = 1, 1, []int{0, sealPCR}
+	return b
+}
+
+// plug gives it a TPM of the number, and returns what enrols it.
+func (b *builder) plug(n byte) *attest.Enrolment {
+	b.t.Helper()
+	c := &chip{key: testKey(b.t, n), counter: 7, ticks: 100_000}
 	point, err := c.key.PublicKey.Bytes()
 	b.must(err)
 	scheme := tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256})
@@ -64,12 +72,10 @@ func (b *builder) enrolled() *builder {
 		Unique:           tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]}}),
 	}
 	b.chip = c
-	b.genesis.TPM = &attest.Enrolment{
+	return &attest.Enrolment{
 		AK: tpm2.Marshal(c.ak), AKName: b.akName(), ClockUpdate: 4096, PCR: sealPCR, EK: []byte{1}, EKCertificates: [][]byte{},
 		Counter: attest.Counter{Index: 0x01800b01, Name: counterName, Value: c.counter},
 	}
-	b.genesis.Seal.Interval, b.genesis.Seal.Increment, b.genesis.Seal.PCRs = 1, 1, []int{0, sealPCR}
-	return b
 }
 
 func (b *builder) akName() []byte {

@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
 	"slices"
 	"testing"
@@ -197,6 +198,18 @@ var scenes = []scene{
 	}},
 	{"honest-rotation", "Officers had a new key made, and put it in the place of the old one, which signed the handover; receipts under either hold.", verify.OutcomeVerified, func(t *testing.T) *vector {
 		return rotated(t)
+	}},
+	{"honest-new-tpm", "Officers enrolled another TPM, and seals go on in it.", verify.OutcomeVerified, func(t *testing.T) *vector {
+		c := town(t)
+		c.seal(c.head(c.tree.Size())).events(1)
+		old := c.chip
+		next := c.plug(79)
+		next.Seal, next.Previous = old.number, old.quote
+		c.chip.number, c.chip.quote, c.chip.increment = old.number, old.quote, true
+		document := c.proposing(&ceremony.TPMEnrol{AKName: next.AKName, EK: sha256.Sum256(next.EK), PCR: next.PCR}, same)
+		c.approve(1, document, "bob")
+		c.enactWith(1, document, next)
+		return of(c.events(1).sealOn().sealOn())
 	}},
 	{"honest-receipts", "A producer kept two receipts of the same event: of a log that has grown since.", verify.OutcomeVerified, func(t *testing.T) *vector {
 		b := village(t)

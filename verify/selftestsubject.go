@@ -33,6 +33,7 @@ type subject struct {
 	signed   []byte            // the head
 	head     record.Checkpoint
 	governed *ceremony.Genesis // what is in force at the end
+	enrolled *attest.Enrolment // by the genesis
 	signers  []string          // verifier keys that must have signed the head
 	required []string          // verifier keys of which some head of the log must be signed
 
@@ -51,7 +52,7 @@ type subject struct {
 	first     place64   // event
 	token     place64   // the last
 	time      int64     // of the last entry, ns
-	recovered bool      // behind the last seal a recovery is declared
+	recovered bool      // behind the last seal a recovery is declared, or another TPM enrolled
 	recent    []uint64  // events, the last few
 	gaps      []uint64  // records of gaps, the last few
 	current   struct {  // round
@@ -138,6 +139,13 @@ func (s *subject) see(e *record.Entry, between bool) (err error) {
 		s.target.set(e.Index)
 	}
 	switch e.Kind {
+	case record.KindGenesis:
+		var g *ceremony.Genesis
+		if g, err = ceremony.ParseGenesis(e.Body); err == nil {
+			s.enrolled = g.TPM
+		}
+	case record.KindEnactment:
+		s.seeEnactment(e)
 	case record.KindEvent:
 		if !s.first.ok {
 			s.first.set(e.Index)
@@ -171,6 +179,18 @@ func (s *subject) see(e *record.Entry, between bool) (err error) {
 		s.token.set(e.Index)
 	}
 	return err
+}
+
+// seeEnactment notes that another TPM was enrolled.
+func (s *subject) seeEnactment(e *record.Entry) {
+	x, err := ceremony.ParseEnactment(e.Body)
+	if err != nil || len(x.Outcome) == 0 {
+		return
+	}
+	var tpm attest.Enrolment
+	if err := record.UnmarshalCanonical(x.Outcome, &tpm); err == nil && len(tpm.AK) > 0 {
+		s.recovered = true
+	}
 }
 
 func (s *subject) seeSeal(e *record.Entry) {

@@ -103,11 +103,11 @@ func declareFalsely(ctx context.Context, s *subject) (*trial, error) {
 
 // swapAK has the genesis enrol another attestation key, of the thief's; the policy names the one that is to be.
 func swapAK(ctx context.Context, s *subject) (*trial, error) {
-	if s.governed.TPM == nil {
-		return nil, inapplicable("the log has no TPM enrolled")
+	if s.enrolled == nil {
+		return nil, inapplicable("the log began without a TPM")
 	}
 	policy := *s.policy
-	policy.AKs = [][]byte{s.governed.TPM.AKName}
+	policy.AKs = [][]byte{s.enrolled.AKName}
 	t, err := regenesis(func(s *subject, g *ceremony.Genesis) error {
 		key, err := s.ecdsaKey("attestation")
 		if err != nil {
@@ -134,10 +134,10 @@ func swapAK(ctx context.Context, s *subject) (*trial, error) {
 
 // unendorse has the genesis enrol a TPM that no authority certifies, where the policy names the authority of the one that is to be.
 func unendorse(ctx context.Context, s *subject) (*trial, error) {
-	if s.governed.TPM == nil {
-		return nil, inapplicable("the log has no TPM enrolled")
+	if s.enrolled == nil {
+		return nil, inapplicable("the log began without a TPM")
 	}
-	chain := s.governed.TPM.EKCertificates
+	chain := s.enrolled.EKCertificates
 	policy := *s.policy
 	if len(policy.EKRoots) == 0 {
 		if len(chain) < 2 {
