@@ -35,7 +35,7 @@ var pageText string
 var pageStyle string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"number": number, "place": numberAt, "entries": spanOf, "words": words, "at": atUTC, "span": duration, "symbol": symbol, "class": class, "join": strings.Join, "unix": unixUTC,
+	"number": number, "place": numberAt, "entries": spanOf, "these": these, "words": words, "at": atUTC, "span": duration, "symbol": symbol, "class": class, "join": strings.Join, "unix": unixUTC,
 }).Parse(pageText))
 
 // WriteHTML writes the report as one page: no script, nothing loaded from elsewhere, and whatever the evidence says as text that can
@@ -199,6 +199,14 @@ func spanOf(from, to uint64) string {
 		return number(from)
 	}
 	return number(from) + " to " + number(to-1)
+}
+
+// these names the entries [from,to) in a sentence.
+func these(from, to uint64) string {
+	if to == from+1 {
+		return "entry " + number(from)
+	}
+	return "entries " + spanOf(from, to)
 }
 
 // words are those of a hash in hex, to be read to each other.
