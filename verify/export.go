@@ -17,6 +17,7 @@ import (
 
 	"bulla/attest"
 	"bulla/ceremony"
+	"bulla/internal/durable"
 	"bulla/record"
 )
 
@@ -300,7 +301,7 @@ func (d *NewDir) Sync() error {
 	}
 	slices.Sort(dirs)
 	for _, dir := range dirs {
-		if err := syncDir(dir); err != nil {
+		if err := durable.SyncDir(dir); err != nil {
 			return fmt.Errorf("exporting: %w", err)
 		}
 	}
