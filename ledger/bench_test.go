@@ -51,3 +51,29 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOpen is a start over a log that fills the window with events that have names.
+func BenchmarkOpen(b *testing.B) {
+	const entries, batch = 1 << 20, 8192
+	d := newDevices(b)
+	path := create(b, d)
+	l := open(b, d, path)
+	for n := 0; n < entries; n += batch {
+		events := make([]ledger.Event, batch)
+		for i := range events {
+			body, key, err := record.CanonicalEvent(fmt.Appendf(nil, `{"actor":{"id":"alice","type":"user"},"data":{"note":%q},"id":"event-%d","outcome":"success","type":"auth.login"}`, strings.Repeat("x", 180), n+i))
+			if err != nil {
+				b.Fatal(err)
+			}
+			events[i] = ledger.Event{Body: body, Key: key}
+		}
+		if _, err := l.Append(context.Background(), producer, events); err != nil {
+			b.Fatal(err)
+		}
+	}
+	closed(b, l)
+	for b.Loop() {
+		closed(b, open(b, d, path))
+	}
+	b.ReportMetric(float64(entries)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+}

@@ -2,7 +2,8 @@
 //
 // The protocol is the function sequence, in sequence.go; read it first. Around it: queue.go holds what is waiting, admit.go
 // decides what of it is taken, govern.go is what ceremonies add, waiting.go what of it waits
-// outside a log that was rolled back, window.go recognises repeats, open.go makes and opens a log, read.go serves what is committed,
+// outside a log that was rolled back, window.go recognises repeats, open.go makes and opens a log, replay.go
+// reads its end again, read.go serves what is committed,
 // sealer.go has the machine's TPM attest the heads of all logs, seal.go is how, sealerfile.go what it remembers, sealercheck.go whether the
 // TPM is as the last seal left it, and sealerrecover.go what follows when people go on although it is not.
 //

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -222,46 +221,12 @@ func (l *Ledger) replay(size uint64) (*head, error) {
 	if err != nil {
 		return nil, err
 	}
-	var stored []record.Hash
-	next := from
-	var bad error
-	err = l.store.Range(from, size, func(i uint64, entry []byte) bool {
-		if bad = l.follow(h, next, i, entry); bad != nil {
-			return false
-		}
-		stored = h.tree.Append(stored[:0], h.prev)
-		next++
-		return true
-	})
-	if err = errors.Join(bad, err); err != nil {
+	if err := l.follow(h, from, size); err != nil {
 		return nil, err
-	}
-	if next != size {
-		return nil, fmt.Errorf("%w: entry %d is missing", ErrInconsistent, next)
 	}
 	l.window.forget(size)
 	l.window.at = at + snapshotEvery
 	return h, l.sameEdge(h)
-}
-
-// follow checks that the entry stands at index next and links to h, and advances h.prev.
-func (l *Ledger) follow(h *head, next, index uint64, entry []byte) error {
-	e, err := record.ParseEntry(entry)
-	if err != nil {
-		return fmt.Errorf("%w: entry %d: %w", ErrInconsistent, next, err)
-	}
-	if index != next || e.Index != next || e.Log != l.cfg.Origin || next > 0 && e.Prev != h.prev {
-		return fmt.Errorf("%w: entry %d does not follow on the one before it", ErrInconsistent, next)
-	}
-	h.prev = record.LeafHash(entry)
-	if e.Kind == record.KindEvent && e.Producer != nil {
-		_, key, err := record.CanonicalEvent(bytes.Clone(e.Body))
-		if err != nil {
-			return fmt.Errorf("%w: entry %d: %w", ErrInconsistent, next, err)
-		}
-		l.window.add(e.Producer.UID, key, index)
-	}
-	return nil
 }
 
 // headAt makes the head of the first n entries from the stored tree hashes.

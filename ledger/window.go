@@ -47,6 +47,11 @@ type nameKey struct {
 	n      int64
 }
 
+// expect makes room for n names.
+func (w *window) expect(n uint64) {
+	w.seen, w.order = make(map[uint64]uint64, n), make([]sighting, 0, n)
+}
+
 func (w *window) keys(uid uint32, k record.EventKey) (keys [2]uint64, n int) {
 	if k.ID != "" {
 		keys[n] = maphash.Comparable(w.seed, nameKey{uid: uid, id: k.ID})
