@@ -176,8 +176,8 @@ func (r *Replay) Next(body []byte) []Finding {
 	return c.findings
 }
 
-// Recover goes on from a declared recovery, the object in an entry of kind system. What it says is the declaration of whoever ran the
-// machine: that what was sealed after the last seal is lost is reported by the caller.
+// Recover goes on from a declared recovery, as its enactment says that the TPM was found. That is declared, not attested: the next seal
+// shows whether it was so, and that what was sealed after the last seal is lost is reported by the caller.
 func (r *Replay) Recover(body []byte) []Finding {
 	c := &checker{}
 	x, err := ParseRecovery(body)

@@ -9,17 +9,15 @@ import (
 
 // System is the body of an entry of kind system: what the daemon has to say about itself.
 type System struct {
-	Boot    *Boot  `json:"boot,omitzero"`    // boot
-	Code    Code   `json:"code,omitzero"`    // alarm: what is refused
-	Config  *Hash  `json:"config,omitzero"`  // start, config: SHA-256 of the configuration
-	Event   string `json:"event"`            // one of the System constants
-	Exe     *Hash  `json:"exe,omitzero"`     // start: SHA-256 of the executable
-	Gap     *Gap   `json:"gap,omitzero"`     // gap
-	Message string `json:"message,omitzero"` // for people, at most MaxMessage bytes
-	// Recovery is what seals go on from after a declared recovery from code rollback, an object; package attest reads it.
-	Recovery json.RawMessage `json:"recovery,omitzero"`
-	Size     *uint64         `json:"size,omitzero"`    // start, recovery: entries found in the log
-	Version  string          `json:"version,omitzero"` // start: of the software
+	Boot    *Boot   `json:"boot,omitzero"`    // boot
+	Code    Code    `json:"code,omitzero"`    // alarm: what is refused; recovery: what was
+	Config  *Hash   `json:"config,omitzero"`  // start, config: SHA-256 of the configuration
+	Event   string  `json:"event"`            // one of the System constants
+	Exe     *Hash   `json:"exe,omitzero"`     // start: SHA-256 of the executable
+	Gap     *Gap    `json:"gap,omitzero"`     // gap
+	Message string  `json:"message,omitzero"` // for people, at most MaxMessage bytes
+	Size    *uint64 `json:"size,omitzero"`    // start: entries found in the log
+	Version string  `json:"version,omitzero"` // start: of the software
 }
 
 // What a System entry reports.
@@ -86,9 +84,6 @@ func (s *System) Check() error {
 	}
 	if (s.Event == SystemAlarm) != (s.Code != "") && s.Event != SystemRecovery {
 		return refuse("code", "an alarm has it, other events do not")
-	}
-	if r := s.Recovery; len(r) > 0 && (s.Event != SystemRecovery || s.Code != CodeRollback || s.Message == "" || r[0] != '{') {
-		return refuse("recovery", "a recovery from code %s, with a message, may have it", CodeRollback)
 	}
 	if s.Code != "" && !s.Code.known() {
 		return refuse("code", "unknown code %q", clip(string(s.Code), 40))

@@ -181,8 +181,8 @@ func TestPutBack(t *testing.T) {
 				t.Errorf("receipt %s: %s, want %s: %s", got.Name, got.Status, want, got.Why)
 			}
 		}
-		if x := rep.Recoveries; len(x) != 1 || !x[0].Accepted || x[0].To != known.Size || x[0].Why != "the disk failed; restored from backup" {
-			t.Errorf("recoveries: %+v", x)
+		if x := rep.Recovery; x == nil || x.To != known.Size || x.Why != "the disk failed; restored from backup" {
+			t.Errorf("recovery: %+v", x)
 		}
 	}
 	requireSoon(t, func() error {

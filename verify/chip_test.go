@@ -138,20 +138,6 @@ func (b *builder) cut(n int) *builder {
 	return &out
 }
 
-// recovery declares that the log is gone on with behind seal number n, and returns the declaration's leaf hash.
-func (b *builder) recovery(n uint64, quote record.Hash) record.Hash {
-	b.t.Helper()
-	c := b.chip
-	x := attest.Recovery{Clock: c.ticks, Counter: c.counter, PCR: c.pcr, Previous: quote, Resets: 3 + c.resets, Safe: true, Seal: n}
-	body, err := x.Encode()
-	b.must(err)
-	body, err = record.MarshalCanonical(&record.System{Event: record.SystemRecovery, Code: record.CodeRollback, Message: "the disk failed", Recovery: body})
-	b.must(err)
-	b.add(record.KindSystem, nil, body)
-	c.number, c.quote, c.increment = n, quote, true
-	return b.prev
-}
-
 // stated attests the counter for a head and makes the statement over it.
 func (b *builder) stated(head attest.Head) (counter attest.Signed, statement []byte) {
 	b.t.Helper()

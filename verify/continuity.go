@@ -117,7 +117,7 @@ func (r *run) signers(e *Earlier) (n int, bad string) {
 }
 
 // declared reports whether a declared recovery says that what was seen before is lost, which leaves open what it was unless the
-// policy accepts the declaration.
+// policy pins the genesis of who declares it.
 func (r *run) declared(e *Earlier, res *EarlierResult) bool {
 	x := r.lost(e.head.Size, e.before)
 	switch {
@@ -125,19 +125,19 @@ func (r *run) declared(e *Earlier, res *EarlierResult) bool {
 		return false
 	case e.before == math.MinInt64:
 		res.Why = fmt.Sprintf("it may be of what entry %d declares to be lost: nothing says when it was made", x.Index)
-	case !x.Accepted:
-		res.Why = fmt.Sprintf("entry %d declares that what was logged behind seal %d before it is lost", x.Index, x.Seal)
+	case !r.pinned():
+		res.Why = x.declares()
 	default:
-		res.Status, res.Why = Lost, fmt.Sprintf("entry %d declares that what was logged behind seal %d before it is lost", x.Index, x.Seal)
+		res.Status, res.Why = Lost, x.declares()
 	}
 	return true
 }
 
-// wentBack compares the TPM of the last seal with what an earlier run knew of it. Within the log the replay of seals has judged that;
-// what a recovery declares, it has taken as it was declared.
+// wentBack compares the TPM of the last seal with what an earlier run knew of it. Within the log the replay of seals has judged that,
+// but for what a recovery says of the TPM: which is no reason for one that was known to be further.
 func (r *run) wentBack(m *Memory) (rule, expected, found string) {
 	now := r.fold.line.last
-	if m == nil || m.Seal == nil || now == nil || !bytes.Equal(m.Seal.AK, now.AK) || !bytes.Equal(m.Seal.Name, now.Name) || r.recovered(m.Size) {
+	if m == nil || m.Seal == nil || now == nil || !bytes.Equal(m.Seal.AK, now.AK) || !bytes.Equal(m.Seal.Name, now.Name) {
 		return "", "", ""
 	}
 	was := m.Seal
@@ -152,18 +152,4 @@ func (r *run) wentBack(m *Memory) (rule, expected, found string) {
 
 func (s *MemorySeal) clock() string {
 	return fmt.Sprintf("%d resets, %d restarts, %d ms", s.Resets, s.Restarts, s.Clock)
-}
-
-// recovered reports whether recoveries were declared behind a size, and the policy accepts them all.
-func (r *run) recovered(size uint64) bool {
-	any := false
-	for _, x := range r.report.Recoveries {
-		if x.Index < size {
-			continue
-		}
-		if any = true; !x.Accepted {
-			return false
-		}
-	}
-	return any
 }

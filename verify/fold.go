@@ -65,7 +65,6 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 		f.boots.blob(e)
 	case record.KindSystem:
 		f.boots.system(e)
-		f.recovery(e, leaf)
 	case record.KindToken:
 		f.token(e)
 	case record.KindSeal:
@@ -120,7 +119,7 @@ func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) er
 	switch {
 	case err == nil:
 		f.state = next
-		f.enacted(before, e, leaf)
+		f.enacted(before, e)
 		f.line.govern(e)
 	case errors.Is(lookup, errNoRoot): // whether it is permitted is not known, nor what follows from it
 		f.r.miss(fmt.Sprintf("the head that entry %d names cannot be computed", e.Index), ClaimGovernance)
@@ -147,7 +146,7 @@ func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) er
 }
 
 // enacted follows what an enactment means for more than governance.
-func (f *fold) enacted(before ceremony.State, e *record.Entry, leaf record.Hash) {
+func (f *fold) enacted(before ceremony.State, e *record.Entry) {
 	if e.Kind != record.KindEnactment || f.state.Changed != e.Index {
 		return // or it failed
 	}
@@ -161,7 +160,7 @@ func (f *fold) enacted(before ceremony.State, e *record.Entry, leaf record.Hash)
 		}
 		switch c := p.Proposal.Asks().(type) {
 		case *ceremony.RecoveryDeclare:
-			f.closed(e, leaf, c)
+			f.closed(e, c)
 		case *ceremony.TPMEnrol:
 			f.reenrol(e)
 		}
@@ -270,7 +269,7 @@ func (f *fold) summarize() {
 	} else if r.headOK {
 		r.miss("there is no genesis that can be read", ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
 	}
-	_, pinned := r.policy.genesis(r.origin)
+	pinned := r.pinned()
 	g.Trusted = pinned && f.known && !r.claims[ClaimGovernance].violated
 	switch {
 	case r.policy == nil:

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"bulla/attest"
 	"bulla/ceremony"
 	"bulla/clock"
 	"bulla/record"
@@ -125,6 +126,35 @@ func (c *council) enactWith(number uint64, document []byte, outcome any) {
 		c.must(err)
 	}
 	c.body(record.KindEnactment, e)
+}
+
+// cut is the log of its first n entries, of the same machine and officers.
+func (c *council) cut(n int) *council {
+	out := *c
+	out.builder = c.builder.cut(n)
+	out.state, out.folded = ceremony.State{}, 0
+	out.state.Root = out.rootAt
+	return &out
+}
+
+// whole is the head of the log as it is.
+func (c *council) whole() ceremony.Head {
+	return ceremony.Head{Root: c.tree.Root(), Size: c.tree.Size()}
+}
+
+// recovery has officers declare what is lost of the log, up to a known head, in one go, as an appliance commits it: seals go on behind
+// number n. It returns the index of the entry that closes the log.
+func (c *council) recovery(n uint64, quote record.Hash, known ceremony.Head) uint64 {
+	c.t.Helper()
+	document := c.proposing(&ceremony.RecoveryDeclare{Known: known, Reason: "the disk failed", Surviving: c.whole()}, same)
+	c.approve(1, document, "bob")
+	var out ceremony.Recovered
+	if x := c.chip; x != nil {
+		out.TPM = &attest.Recovery{Clock: x.ticks, Counter: x.counter, PCR: x.pcr, Previous: quote, Resets: 3 + x.resets, Safe: true, Seal: n}
+		x.number, x.quote, x.increment = n, quote, true
+	}
+	c.enactWith(1, document, &out)
+	return c.tree.Size() - 1
 }
 
 func same(h record.Hash) record.Hash { return h }

@@ -224,7 +224,7 @@ func hostileReport(t *testing.T) *verify.Report {
 	index := uint64(1)
 	full.Findings = []verify.Finding{{Rule: hostile, Log: hostile, Index: &index, File: hostile, Expected: hostile, Found: hostile, Meaning: hostile}}
 	full.Missing, full.Remarks = []string{hostile}, []string{hostile}
-	full.Recoveries = []verify.Recovery{{Leaf: hostile, Why: hostile}}
+	full.Recovery = &verify.Recovery{Why: hostile}
 	full.Receipts = []verify.ReceiptResult{{Name: hostile, Index: &index, Status: hostile, Why: hostile}}
 	full.Witnesses = []verify.WitnessResult{{Name: hostile, Size: &index}}
 	full.Earlier = []verify.EarlierResult{{Name: hostile, Status: hostile, Why: hostile}}

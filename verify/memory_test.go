@@ -124,19 +124,22 @@ var continuityViolations = []continuity{
 		return b.events(3).export(), b.policy(), nil, []verify.Earlier{e}
 	}},
 	{"continuity.counter", "the counter went back, and a recovery says so", func(b *builder) (files, *verify.Policy, *verify.Memory, []verify.Earlier) {
-		m := b.remembered(b.policy())
-		b.chip.counter -= 2
-		b.recovery(b.chip.number, b.chip.quote)
-		b.seal(b.head(b.tree.Size()))
-		return b.export(), b.policy(), m, nil
+		return wentBack(b.t, func(c *chip) { c.counter -= 2 })
 	}},
 	{"continuity.clock", "the clock went back, and a recovery says so", func(b *builder) (files, *verify.Policy, *verify.Memory, []verify.Earlier) {
-		m := b.remembered(b.policy())
-		b.chip.ticks -= 1000
-		b.recovery(b.chip.number, b.chip.quote)
-		b.seal(b.head(b.tree.Size()))
-		return b.export(), b.policy(), m, nil
+		return wentBack(b.t, func(c *chip) { c.ticks -= 1000 })
 	}},
+}
+
+// wentBack is a log whose TPM is not as far as was remembered, when officers declare that nothing is lost.
+func wentBack(t testing.TB, change func(c *chip)) (files, *verify.Policy, *verify.Memory, []verify.Earlier) {
+	log := town(t)
+	log.events(3).sealOn()
+	m := log.remembered(log.trust())
+	change(log.chip)
+	log.recovery(log.chip.number, log.chip.quote, log.whole())
+	log.seal(log.head(log.tree.Size()))
+	return log.export(), log.trust(), m, nil
 }
 
 func TestEachRuleOfContinuityIsBrokenAlone(t *testing.T) {
@@ -163,26 +166,28 @@ func TestEachRuleOfContinuityIsBrokenAlone(t *testing.T) {
 	}
 }
 
-// What a declared recovery says is lost was seen before: no contradiction, and no continuity either unless the policy accepts it.
+// What a declared recovery says is lost was seen before: no contradiction, and no continuity either unless the policy pins the genesis of
+// the officers who say so.
 func TestContinuityAcrossADeclaredRecovery(t *testing.T) {
 	t.Parallel()
-	b := newBuilder(t).enrolled().begin().events(5)
-	b.seal(b.head(6)).events(3)
+	b := town(t)
+	b.events(5).sealOn()
 	n, quote, size := b.chip.number, b.chip.quote, len(b.raw)
 	b.events(2)
 	b.seal(b.head(b.tree.Size()))
-	m, note, kept := b.remembered(b.policy()), b.note(), b.kept()
+	m, note, kept, known := b.remembered(b.trust()), b.note(), b.kept(), b.whole()
+	b.events(60)
+	hidden := b.kept()
 
 	log := b.cut(size)
-	log.chip.counter -= 2 // even so: another TPM, and people who say so
-	log.chip.ticks -= 50
-	log.stamp.Sys += 1000
-	leaf := log.recovery(n, quote)
-	log.seal(log.head(log.tree.Size())).events(40)
-	after := log.remembered(log.policy())
-	f := log.export()
-	accepting := b.policy()
-	accepting.Recoveries = append(accepting.Recoveries, leaf)
+	log.recovery(n, quote, known)
+	log.seal(log.head(log.tree.Size()))
+	for range 40 {
+		log.system(`{"event":"config"}`)
+	}
+	after := log.remembered(log.trust())
+	f, pinning, trusting := log.export(), log.trust(), log.trust()
+	trusting.Genesis = nil
 
 	for _, c := range []struct {
 		about   string
@@ -192,12 +197,12 @@ func TestContinuityAcrossADeclaredRecovery(t *testing.T) {
 		verdict verify.Verdict
 		status  verify.Status
 	}{
-		{"remembered, not accepted", b.policy(), m, nil, verify.OutcomeNotCheckable, verify.NotCheckable},
-		{"remembered, accepted", accepting, m, nil, verify.OutcomeVerified, verify.Lost},
-		{"an export, not accepted", b.policy(), nil, []verify.Earlier{kept}, verify.OutcomeNotCheckable, verify.NotCheckable},
-		{"an export, accepted", accepting, nil, []verify.Earlier{kept}, verify.OutcomeVerified, verify.Lost},
-		{"a checkpoint, which does not say of when it is", accepting, nil, []verify.Earlier{note}, verify.OutcomeNotCheckable, verify.NotCheckable},
-		{"remembered after the recovery", accepting, after, nil, verify.OutcomeVerified, verify.Verified},
+		{"remembered, no genesis pinned", trusting, m, nil, verify.OutcomeNotCheckable, verify.NotCheckable},
+		{"remembered", pinning, m, nil, verify.OutcomeVerified, verify.Lost},
+		{"an export, no genesis pinned", trusting, nil, []verify.Earlier{kept}, verify.OutcomeNotCheckable, verify.NotCheckable},
+		{"an export", pinning, nil, []verify.Earlier{kept}, verify.OutcomeVerified, verify.Lost},
+		{"a checkpoint, which does not say of when it is", pinning, nil, []verify.Earlier{note}, verify.OutcomeNotCheckable, verify.NotCheckable},
+		{"remembered after the recovery", pinning, after, nil, verify.OutcomeVerified, verify.Verified},
 	} {
 		rep := again(t, f, c.policy, c.m, c.earlier...)
 		want(t, rep, c.verdict)
@@ -205,11 +210,14 @@ func TestContinuityAcrossADeclaredRecovery(t *testing.T) {
 			t.Errorf("%s: %+v, remembered %+v", c.about, rep.Earlier, rep.Memory)
 		}
 	}
-	// A history that is put back behind the recovery is not excused by it.
+	// What was seen beyond the head that the officers knew of is not excused by the recovery, nor is a history put back behind it.
+	want(t, again(t, f, pinning, nil, hidden), verify.OutcomeTampered, "continuity.beyond")
 	fork := log.cut(len(log.raw) - 9)
-	fork.add(record.KindEvent, &record.Producer{UID: 1000}, []byte(`{"type":"fork"}`))
-	want(t, again(t, fork.events(50).export(), accepting, after), verify.OutcomeTampered, "continuity.tree")
-	want(t, again(t, fork.export(), accepting, nil, log.kept()), verify.OutcomeTampered, "continuity.tree")
+	for range 50 {
+		fork.system(`{"event":"stop"}`)
+	}
+	want(t, again(t, fork.export(), pinning, after), verify.OutcomeTampered, "continuity.tree")
+	want(t, again(t, fork.export(), pinning, nil, log.kept()), verify.OutcomeTampered, "continuity.tree")
 }
 
 func TestEarlierThatSaysNothing(t *testing.T) {

@@ -26,8 +26,6 @@ type Policy struct {
 	NoTime  bool                   // time is not required
 	Tail    *uint64                // the most entries that may be without an anchor; nil: any number
 
-	Recoveries []record.Hash // leaf hashes of entries that declare a recovery, and that the auditor accepts
-
 	Witnesses []Witness // who cosigns heads
 	Groups    []Group   // of them
 	Quorum    string    // the witness or group that must have cosigned; "": nobody
@@ -48,7 +46,6 @@ const maxPolicy = 1 << 20
 //	seals none            the log has no TPM: do without seals and without protection from rollback
 //	time none             do without checks of time
 //	tail N                at most N entries may be without an anchor
-//	recovery HEX          the declared recovery in the entry with this leaf hash is accepted
 //
 // Lines that begin with # and empty lines are left out. An unknown line is an error, with its number; so is a log without its
 // authoritative ECDSA key (type 0x02): an additional key is never enough.
@@ -112,10 +109,6 @@ func (p *Policy) line(words []string, seen map[string]bool, unnamed **record.Has
 		}
 		p.Genesis[args[1]] = h
 		return record.CheckOrigin(args[1])
-	case key == "recovery" && len(args) == 1:
-		h, err := parseHex(key, args[0])
-		p.Recoveries = append(p.Recoveries, h)
-		return err
 	case key == "ek-root" && len(args) == 1:
 		der, err := base64.StdEncoding.Strict().DecodeString(args[0])
 		if err != nil {
@@ -151,7 +144,7 @@ func (p *Policy) line(words []string, seen map[string]bool, unnamed **record.Has
 	case key == "witness" || key == "group":
 		return p.witnessLine(key, args)
 	}
-	return fmt.Errorf("not understood: %.60q; the lines are log, genesis, witness, group, quorum, ek-root, ak, seals none, time none, tail, recovery", strings.Join(words, " "))
+	return fmt.Errorf("not understood: %.60q; the lines are log, genesis, witness, group, quorum, ek-root, ak, seals none, time none, tail", strings.Join(words, " "))
 }
 
 func parseHex(key, s string) (record.Hash, error) {
@@ -210,9 +203,10 @@ func (p *Policy) genesis(origin string) (record.Hash, bool) {
 	return h, ok
 }
 
-// accepts reports whether the auditor accepts a declared recovery, by the leaf hash of its entry.
-func (p *Policy) accepts(leaf record.Hash) bool {
-	return p != nil && slices.Contains(p.Recoveries, leaf)
+// pinned reports whether the policy says which genesis the log must have.
+func (r *run) pinned() bool {
+	_, ok := r.policy.genesis(r.origin)
+	return ok
 }
 
 // MarshalText is the policy as a file that ParsePolicy reads.
@@ -241,9 +235,6 @@ func (p *Policy) MarshalText() ([]byte, error) {
 	}
 	if p.Tail != nil {
 		fmt.Fprintf(&b, "tail %d\n", *p.Tail)
-	}
-	for _, leaf := range p.Recoveries {
-		fmt.Fprintf(&b, "recovery %x\n", leaf[:])
 	}
 	return b.Bytes(), p.check()
 }

@@ -19,7 +19,6 @@ func TestPolicyFile(t *testing.T) {
 	tail := uint64(1000)
 	p.Tail = &tail
 	p.EKRoots, p.AKs = [][]byte{maker(t, 9, "A maker")}, [][]byte{bytes.Repeat([]byte{0xab}, 34)}
-	p.Recoveries = []record.Hash{record.Hash(bytes.Repeat([]byte{0xcd}, 32))}
 	text, err := p.MarshalText()
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +31,7 @@ func TestPolicyFile(t *testing.T) {
 		t.Error(d)
 	}
 	// As C2SP writes it: comments, empty lines, a URL, tabs; and the genesis without an origin where there is one log.
-	loose := "# trust\n\n  log\t" + p.VKeys[0] + " https://log.example/\r\nlog " + p.VKeys[1] + "\nquorum none\nseals none\ntime none\ntail 1000\ngenesis " + strings.Fields(string(text))[5] + "\nak " + strings.Repeat("ab", 34) + "\nek-root " + base64.StdEncoding.EncodeToString(p.EKRoots[0]) + "\nrecovery " + strings.Repeat("cd", 32) + "\n"
+	loose := "# trust\n\n  log\t" + p.VKeys[0] + " https://log.example/\r\nlog " + p.VKeys[1] + "\nquorum none\nseals none\ntime none\ntail 1000\ngenesis " + strings.Fields(string(text))[5] + "\nak " + strings.Repeat("ab", 34) + "\nek-root " + base64.StdEncoding.EncodeToString(p.EKRoots[0]) + "\n"
 	if again, err = verify.ParsePolicy([]byte(loose)); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +58,7 @@ func TestPolicyRefusals(t *testing.T) {
 	hash := strings.Repeat("ab", 32)
 	witnesses := "witness w1 " + witnessKey(t, 1) + "\nwitness w2 " + witnessKey(t, 2) + " https://w2.example/\n"
 	for _, c := range []struct{ about, policy, want string }{
-		{"recovery cut", log + "recovery " + hash[1:], "line 2: recovery: must be 64 lower-case hex digits"},
+		{"recovery, which officers declare", log + "recovery " + hash, "line 2: not understood"},
 		{"unknown line", log + "trust everybody\n", "line 2: not understood"},
 		{"no key", "log\n", "line 1: not understood"},
 		{"key that is none", "log x+1+2\n", "line 1: malformed verifier key"},

@@ -94,6 +94,9 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 		return r.isLost(given, res, lost), nil
 	}
 	if p.index >= r.head.Size {
+		if closed := r.fold.state.Closed; closed != nil && p.isEvent() {
+			return violated("receipt.entry", fmt.Sprintf("no event behind entry %d, which closed the log", *closed), fmt.Sprintf("an event, entry %d", p.index))
+		}
 		res.Why = fmt.Sprintf("the log ends at entry %d, before the receipt's", r.head.Size)
 		return res, nil
 	}
@@ -132,10 +135,11 @@ func (r *run) judgeReceipt(ctx context.Context, given Receipt) (ReceiptResult, e
 	return res, nil
 }
 
-// isLost says that a receipt is of an entry that is declared lost, which leaves open what that entry was unless the policy accepts it.
+// isLost says that a receipt is of an entry that is declared lost, which leaves open what that entry was unless the policy pins the
+// genesis of who declares it.
 func (r *run) isLost(given Receipt, res ReceiptResult, x *Recovery) ReceiptResult {
-	res.Status, res.Why = Lost, fmt.Sprintf("entry %d declares that what was logged behind seal %d before it is lost", x.Index, x.Seal)
-	if !x.Accepted {
+	res.Status, res.Why = Lost, x.declares()
+	if !r.pinned() {
 		r.miss(fmt.Sprintf("%s: %s", given.Name, res.Why), ClaimReceipts)
 	}
 	return res
@@ -167,6 +171,15 @@ func (p *proof) stamped() int64 {
 		return math.MaxInt64
 	}
 	return e.Stamp.Sys
+}
+
+// isEvent reports whether the receipt carries its entry, and that is an event.
+func (p *proof) isEvent() bool {
+	if !p.hasEntry {
+		return false
+	}
+	e, err := record.ParseEntry(p.entry)
+	return err == nil && e.Kind == record.KindEvent
 }
 
 func parseReceipt(b []byte) (*proof, error) {

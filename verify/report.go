@@ -57,7 +57,7 @@ type Report struct {
 	Omitted    uint64            `json:"findings_omitted,omitempty"` // findings beyond those listed
 	Unanchored *Range            `json:"unanchored,omitempty"`       // entries that no seal, receipt or quorum of witnesses anchors
 	Resettable *Range            `json:"resettable,omitempty"`       // entries that nothing anchors against somebody who could reset or clear the TPM
-	Recoveries []Recovery        `json:"recoveries,omitempty"`       // declared
+	Recovery   *Recovery         `json:"recovery,omitempty"`         // declared
 	Missing    []string          `json:"missing,omitempty"`          // what would have to be there for a better answer
 	Governance Governance        `json:"governance"`
 	Receipts   []ReceiptResult   `json:"receipts,omitempty"`
@@ -99,15 +99,14 @@ type Range struct {
 	To   uint64 `json:"to"`
 }
 
-// Recovery is a declaration that the log was put back to an older state and is gone on with: what was behind From then is lost.
+// Recovery is the officers' declaration that the log was put back to an older state, which closed it: entries [From,To) that others
+// were shown before may be lost. It is worth what the genesis is that names the officers: Governance.Trusted.
 type Recovery struct {
-	Index    uint64 `json:"index"` // of the entry that declares it
-	Leaf     string `json:"leaf"`  // its leaf hash, hex: a policy accepts it by that
-	Seal     uint64 `json:"seal"`  // number of the last seal that the log still had; 0: none
-	From     uint64 `json:"from"`  // entries that are there for certain: this seal covers them
-	To       uint64 `json:"to"`    // and up to here what others were shown before is lost
-	Why      string `json:"why"`
-	Accepted bool   `json:"accepted,omitzero"` // by the policy
+	Index uint64 `json:"index"` // of the enactment
+	Seal  uint64 `json:"seal"`  // number of the last seal that the log still had; 0: none
+	From  uint64 `json:"from"`  // entries that are there for certain
+	To    uint64 `json:"to"`    // size of the highest head that the officers know of
+	Why   string `json:"why"`
 
 	time int64 // of the entry, ns
 }

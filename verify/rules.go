@@ -62,7 +62,7 @@ var ownRules = []Rule{
 	{"receipt.format", ClaimReceipts, "The receipt cannot be read: it was damaged, or is none."},
 	{"receipt.signature", ClaimReceipts, "The receipt was not signed by the log's key: it is forged, or of another log."},
 	{"receipt.proof", ClaimReceipts, "The receipt's entry is not in the tree that it names: the receipt was changed."},
-	{"receipt.entry", ClaimReceipts, "The log holds another entry where the receipt proves one: the log was rewritten after the receipt was given."},
+	{"receipt.entry", ClaimReceipts, "The log holds another entry where the receipt proves one, or was closed before it: the log was rewritten after the receipt was given."},
 	{"receipt.tree", ClaimReceipts, "The log's tree is not the one that the receipt was given under: the log was rewritten, or shows different histories to different people."},
 
 	{"witness.format", ClaimWitnesses, "A cosigned checkpoint cannot be read, or is of another log: it was damaged, or comes from elsewhere."},

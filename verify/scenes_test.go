@@ -67,7 +67,7 @@ func (b *builder) attester() crypto.Signer {
 	return repeatable{b.chip.key}
 }
 
-// scene is honest evidence, or evidence that cannot be checked: nothing is found in it.
+// scene is honest evidence, evidence that cannot be checked, or what another contradicts who is honest.
 type scene struct {
 	name, about string
 	verdict     verify.Verdict
@@ -260,13 +260,23 @@ var scenes = []scene{
 		v.policy.AKs = [][]byte{b.genesis.TPM.AKName}
 		return v
 	}},
-	{"recovery-accepted", "A store was put back, which was declared, and the auditor accepts it.", verify.OutcomeVerified, func(t *testing.T) *vector {
-		v, leaf := recovered(t)
-		v.policy.Recoveries = []record.Hash{leaf}
+	{"honest-recovery", "A store was put back. Its officers declared what was lost and closed the log; a receipt of that is *lost, declared*, and seals go on.", verify.OutcomeVerified, func(t *testing.T) *vector {
+		log, lost, _ := recovered(t)
+		v := of(log.builder)
+		v.receipts = []verify.Receipt{jsonReceipt(t, lost)}
 		return v
 	}},
-	{"recovery-declared", "A store was put back, which was declared; the auditor has not accepted it.", verify.OutcomeNotCheckable, func(t *testing.T) *vector {
-		v, _ := recovered(t)
+	{"recovery-not-pinned", "Of the same log the policy names no genesis: anybody with the key could have appointed those officers.", verify.OutcomeNotCheckable, func(t *testing.T) *vector {
+		log, lost, _ := recovered(t)
+		v := of(log.builder)
+		v.policy.Genesis = nil
+		v.receipts = []verify.Receipt{jsonReceipt(t, lost)}
+		return v
+	}},
+	{"recovery-beyond", "Of the same log there is a receipt beyond the head that the officers declared known: it is not excused.", verify.OutcomeTampered, func(t *testing.T) *vector {
+		log, _, hidden := recovered(t)
+		v := of(log.builder)
+		v.receipts = []verify.Receipt{jsonReceipt(t, hidden)}
 		return v
 	}},
 	{"incomplete-rotation", "Of the same log a bundle is missing: the key that signed is not known then, which contradicts nothing.", verify.OutcomeNotCheckable, func(t *testing.T) *vector {
@@ -337,13 +347,19 @@ func rotated(t *testing.T) *vector {
 	return v
 }
 
-// recovered is a log that was put back, behind its first seal, and gone on with.
-func recovered(t *testing.T) (*vector, record.Hash) {
-	b := repeated(t).enrolled().begin().events(3)
-	b.seal(b.head(b.tree.Size())).events(1)
-	n, quote, size := b.chip.number, b.chip.quote, len(b.raw)
-	b.events(1).seal(b.head(b.tree.Size()))
-	log := b.cut(size)
-	leaf := log.system(`{"code":"rollback","event":"alarm"}`).recovery(n, quote)
-	return of(log.sealOn()), leaf
+// recovered is a log that was put back behind its first seal, and closed by its officers, who knew of all that was lost but one event;
+// and receipts of an event that they knew to be lost, and of that one.
+func recovered(t *testing.T) (log *council, lost, hidden record.Receipt) {
+	c := town(t)
+	c.events(3).sealOn()
+	n, quote, size := c.chip.number, c.chip.quote, len(c.raw)
+	c.events(1)
+	lost, known := c.receipt(uint64(size)), c.whole()
+	c.events(1)
+	hidden = c.receipt(known.Size)
+	c.seal(c.head(c.tree.Size()))
+	log = c.cut(size)
+	log.recovery(n, quote, known)
+	log.seal(log.head(log.tree.Size())).system(`{"event":"stop"}`)
+	return log, lost, hidden
 }

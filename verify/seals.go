@@ -3,8 +3,6 @@ package verify
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 
 	"bulla/attest"
@@ -86,70 +84,46 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 	return nil
 }
 
-// recovery goes on from a declared recovery. That the log is not the one that it was is then not checkable, unless the policy accepts
-// this very declaration: whoever runs the machine can make one.
-func (f *fold) recovery(e *record.Entry, leaf record.Hash) {
-	what, err := record.ParseSystem(e.Body)
-	if err != nil || len(what.Recovery) == 0 {
-		return // a body that is none is reported with the bundle
+// closed goes on from a recovery that officers have declared, which closed the log: seals are judged by the TPM as it was found.
+func (f *fold) closed(e *record.Entry, c *ceremony.RecoveryDeclare) {
+	enactment, err := ceremony.ParseEnactment(e.Body)
+	if err != nil {
+		return // it was just applied
 	}
-	if f.replay == nil {
-		if f.state.Policy.TPM == nil {
-			f.r.find(Finding{Rule: string(attest.RuleRecovery), Index: at(e.Index), Expected: "no recovery: the log has no TPM enrolled", Found: "one"})
-		}
+	var out ceremony.Recovered
+	if err := record.UnmarshalCanonical(enactment.Outcome, &out); err != nil {
+		return // the same
+	}
+	x := &Recovery{Index: e.Index, From: c.Surviving.Size, To: c.Known.Size, Why: c.Reason, time: e.Stamp.Sys}
+	f.r.report.Recovery = x
+	if !f.r.pinned() {
+		f.r.miss(x.declares(), ClaimRollback)
+	}
+	if f.replay == nil || out.TPM == nil {
 		return
 	}
-	x := Recovery{Index: e.Index, Leaf: hex.EncodeToString(leaf[:]), Why: what.Message, Accepted: f.r.policy.accepts(leaf), To: record.MaxInt, time: e.Stamp.Sys}
-	f.goOn(x, what.Recovery)
-}
-
-// closed goes on from a recovery that officers have declared, which closed the log. Who trusts the genesis accepts what they decide.
-func (f *fold) closed(e *record.Entry, leaf record.Hash, c *ceremony.RecoveryDeclare) {
-	x := Recovery{Index: e.Index, Leaf: hex.EncodeToString(leaf[:]), Why: c.Reason, Accepted: true, From: c.Surviving.Size, To: c.Known.Size, time: e.Stamp.Sys}
-	var out struct {
-		TPM json.RawMessage `json:"tpm"`
-	}
-	enactment, err := ceremony.ParseEnactment(e.Body)
-	if err == nil {
-		err = json.Unmarshal(enactment.Outcome, &out)
-	}
+	sealed, number := f.replay.Sealed()
+	x.Seal, x.From = number, min(x.From, sealed)
+	tpm, err := out.TPM.Encode()
 	if err != nil {
-		return // the fold of governance has parsed it
+		return // the same
 	}
-	f.goOn(x, out.TPM)
-}
-
-// goOn reports a recovery, and has the replay of seals go on from it.
-func (f *fold) goOn(x Recovery, tpm []byte) {
-	if f.replay != nil && len(tpm) > 0 {
-		sealed, number := f.replay.Sealed()
-		if x.Seal = number; x.From == 0 || sealed < x.From {
-			x.From = sealed
-		}
-		for _, found := range f.replay.Recover(tpm) {
-			f.r.find(Finding{Rule: string(found.Rule), Index: at(x.Index), Expected: fmt.Sprintf("%.300s", found.Expected), Found: fmt.Sprintf("%.300s", found.Found)})
-		}
-	}
-	if len(f.r.report.Recoveries) == maxRecoveries {
-		f.r.report.Recoveries = f.r.report.Recoveries[1:]
-	}
-	f.r.report.Recoveries = append(f.r.report.Recoveries, x)
-	if !x.Accepted {
-		f.r.miss(fmt.Sprintf("entry %d declares that the log was put back, and that what was behind seal %d is lost; if that is so, accept it in the policy: recovery %s", x.Index, x.Seal, x.Leaf), ClaimRollback)
+	for _, found := range f.replay.Recover(tpm) {
+		f.r.find(Finding{Rule: string(found.Rule), Index: at(x.Index), Expected: fmt.Sprintf("%.300s", found.Expected), Found: fmt.Sprintf("%.300s", found.Found)})
 	}
 }
 
-// maxRecoveries is how many recoveries the report names, the last ones.
-const maxRecoveries = 100
-
-// lost returns the recovery that declares lost what was shown before a time, in ns, of a tree of so many entries; nil when there is none.
+// lost returns the recovery if it declares lost what was shown before a time, in ns, of a tree of so many entries; nil if it does not.
 func (r *run) lost(size uint64, before int64) *Recovery {
-	for i, x := range r.report.Recoveries {
-		if x.From < size && size <= x.To && before < x.time {
-			return &r.report.Recoveries[i]
-		}
+	if x := r.report.Recovery; x != nil && x.From < size && size <= x.To && before < x.time {
+		return x
 	}
 	return nil
+}
+
+// declares says what a recovery does.
+func (x *Recovery) declares() string {
+	return fmt.Sprintf("entry %d declares lost what was shown from entry %d on, of at most %d entries", x.Index, x.From, x.To)
 }
 
 // summarizeSeals settles the claims that rest on seals.

@@ -1,12 +1,15 @@
 package verify_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"bulla/attest"
+	"bulla/ceremony"
 	"bulla/record"
 	"bulla/verify"
 )
@@ -229,89 +232,171 @@ func TestRangeThatAResetCouldReplace(t *testing.T) {
 	}
 }
 
-// What a declared recovery says is lost is reported so: never as tampered with, and never as verified unless the auditor accepts it.
+// What officers declare lost is reported so, and never as tampered with; up to the head that they knew of, and from a genesis that the
+// auditor pins.
 func TestDeclaredRecovery(t *testing.T) {
 	t.Parallel()
-	b := newBuilder(t).enrolled().begin().events(5)
-	b.seal(b.head(6)).events(3)
+	b := town(t)
+	first := b.tree.Size()
+	b.events(3)
+	sealed := b.tree.Size()
+	b.seal(b.head(sealed)).events(3)
 	n, quote, size := b.chip.number, b.chip.quote, len(b.raw)
-	kept := b.receipt(4)
+	kept := b.receipt(first)
 	b.add(record.KindEvent, &record.Producer{UID: 1000}, []byte(`{"type":"lost"}`))
-	gone := b.receipt(uint64(size))
-	survived, under := b.receipt(4), b.receipt(4).TLogProof()
-	b.seal(b.head(b.tree.Size()))
+	gone, known := b.receipt(uint64(size)), b.whole()
+	survived := b.receipt(first)
+	b.events(1)
+	hidden := b.receipt(known.Size)
+	b.seal(b.head(b.tree.Size())).events(30)
+	far := b.receipt(b.tree.Size() - 1)
 
-	undeclared := b.cut(size)
-	undeclared.chip = b.chip
-	log := b.cut(size)
-	log.add(record.KindSystem, nil, []byte(`{"code":"rollback","event":"alarm"}`))
-	log.stamp.Sys += 1000
-	leaf := log.recovery(n, quote)
-	log.seal(log.head(log.tree.Size())).events(4)
+	undeclared, log := b.cut(size), b.cut(size)
+	closed := log.recovery(n, quote, known)
+	covered := log.tree.Size()
+	log.seal(log.head(covered)).system(`{"event":"stop"}`)
 	after := log.receipt(log.tree.Size() - 1)
-	fork := log.cut(len(log.raw) - 1)
-	fork.add(record.KindEvent, &record.Producer{UID: 1000}, []byte(`{"type":"fork"}`))
-	f := log.export()
-
-	accepting := b.sealedPolicy()
-	accepting.Recoveries = append(accepting.Recoveries, leaf)
-	other := b.sealedPolicy()
-	other.Recoveries = append(other.Recoveries, record.Hash{1})
-	for _, p := range []*verify.Policy{b.sealedPolicy(), other, accepting} {
+	f, pinning, trusting := log.export(), log.trust(), log.trust()
+	trusting.Genesis = nil
+	for _, p := range []*verify.Policy{pinning, trusting} {
 		rep := run(t, f, p, jsonReceipt(t, kept), jsonReceipt(t, gone), jsonReceipt(t, after))
-		verdict := verify.OutcomeNotCheckable
-		if p == accepting {
-			verdict = verify.OutcomeVerified
+		verdict, status := verify.OutcomeVerified, verify.Verified
+		if p == trusting {
+			verdict, status = verify.OutcomeNotCheckable, verify.NotCheckable
 		}
 		want(t, rep, verdict)
-		if x := rep.Recoveries; len(x) != 1 || x[0].Seal != 1 || x[0].From != 6 || x[0].Index != uint64(size+1) || x[0].Why != "the disk failed" || x[0].Accepted != (p == accepting) {
-			t.Errorf("recoveries: %+v", x)
+		if x := rep.Recovery; x == nil || x.Seal != 1 || x.From != sealed || x.To != known.Size || x.Index != closed || x.Why != "the disk failed" {
+			t.Errorf("recovery: %+v", x)
 		}
 		if got := rep.Receipts; got[0].Status != verify.Verified || got[1].Status != verify.Lost || got[2].Status != verify.Verified {
 			t.Errorf("receipts: %+v", got)
 		}
+		for _, name := range []string{verify.ClaimReceipts, verify.ClaimRollback} {
+			if c := claim(t, rep, name); c.Status != status {
+				t.Errorf("%+v, want %s", c, status)
+			}
+		}
 		if out := text(t, rep); !strings.Contains(out, `lost, declared`) || !strings.Contains(out, "the disk failed") {
 			t.Error(out)
 		}
-		if c := claim(t, rep, verify.ClaimSeals); c.Status != verify.Verified || c.To != uint64(size+2) {
+		if c := claim(t, rep, verify.ClaimSeals); c.Status != verify.Verified || c.To != covered {
 			t.Errorf("%+v", c)
 		}
 	}
 	// The entry survived, the tree of its receipt did not.
-	for _, r := range []verify.Receipt{jsonReceipt(t, survived), {Name: "4.tlog-proof", Data: under}} {
-		rep := run(t, f, accepting, r)
+	for _, r := range []verify.Receipt{jsonReceipt(t, survived), {Name: "first.tlog-proof", Data: survived.TLogProof()}} {
+		rep := run(t, f, pinning, r)
 		want(t, rep, verify.OutcomeNotCheckable)
 		if why := rep.Receipts[0].Why; !strings.Contains(why, "declare") {
 			t.Error(why)
 		}
 	}
-	want(t, run(t, f, accepting, verify.Receipt{Name: "x.tlog-proof", Data: gone.TLogProof()}), verify.OutcomeNotCheckable)
+	want(t, run(t, f, pinning, verify.Receipt{Name: "x.tlog-proof", Data: gone.TLogProof()}), verify.OutcomeNotCheckable)
+	// What the officers did not know of is not declared lost, be the log as long by now or not.
+	want(t, run(t, f, pinning, jsonReceipt(t, hidden)), verify.OutcomeTampered, fmt.Sprintf("receipt.entry@%d", hidden.Index))
+	want(t, run(t, f, pinning, jsonReceipt(t, far)), verify.OutcomeTampered, fmt.Sprintf("receipt.entry@%d", far.Index))
 	// A witness saw the lost head: before the declaration that is so, after it the log shows two histories.
 	for _, c := range []struct {
+		policy  *verify.Policy
 		after   time.Duration
 		verdict verify.Verdict
 		finding []string
-	}{{-time.Hour, verify.OutcomeVerified, nil}, {time.Hour, verify.OutcomeTampered, []string{"witness.tree"}}} {
+	}{
+		{pinning, -time.Hour, verify.OutcomeVerified, nil},
+		{trusting, -time.Hour, verify.OutcomeNotCheckable, nil},
+		{pinning, time.Hour, verify.OutcomeTampered, []string{"witness.tree"}},
+	} {
 		shown := f.clone()
 		shown["witness/0"] = cosignedAt(t, gone.Checkpoint, 1, uint64(time.Unix(0, log.stamp.Sys).Add(c.after).Unix()))
-		p := *accepting
+		p := *c.policy
 		p.Witnesses = []verify.Witness{{Name: "w", VKey: witnessKey(t, 1)}}
 		want(t, run(t, shown, &p), c.verdict, c.finding...)
 	}
-	// What came after the recovery is not excused by it.
-	want(t, run(t, fork.export(), accepting, jsonReceipt(t, after)), verify.OutcomeTampered, fmt.Sprintf("receipt.entry@%d", len(log.raw)-1))
+	// What came after the recovery is not excused by it, and events do not come.
+	fork := log.cut(len(log.raw) - 1)
+	fork.system(`{"event":"config"}`)
+	want(t, run(t, fork.export(), pinning, jsonReceipt(t, after)), verify.OutcomeTampered, fmt.Sprintf("receipt.entry@%d", after.Index))
+	fork.events(1)
+	want(t, run(t, fork.export(), pinning), verify.OutcomeTampered, fmt.Sprintf("governance.unauthorised@%d", len(fork.raw)-1))
+	// One officer alone, with the machine, excuses nothing.
+	alone := b.cut(size)
+	document := alone.proposing(&ceremony.RecoveryDeclare{Known: known, Reason: "it was I", Surviving: alone.whole()}, same)
+	alone.enactWith(1, document, &ceremony.Recovered{TPM: &attest.Recovery{Previous: quote, Seal: n}})
+	rep := run(t, alone.export(), pinning, jsonReceipt(t, gone))
+	want(t, rep, verify.OutcomeTampered, fmt.Sprintf("governance.unauthorised@%d", size+1), fmt.Sprintf("receipt.entry@%d", size))
+	if rep.Recovery != nil {
+		t.Errorf("%+v", rep.Recovery)
+	}
 	// Nor is a history that goes on without declaring anything.
 	undeclared.chip.number, undeclared.chip.quote, undeclared.chip.increment = n, quote, true
 	undeclared.seal(undeclared.head(undeclared.tree.Size()))
-	if rep := run(t, undeclared.export(), accepting); rep.Verdict != verify.OutcomeTampered {
+	if rep := run(t, undeclared.export(), pinning); rep.Verdict != verify.OutcomeTampered || rep.Recovery != nil {
 		t.Error(text(t, rep))
 	}
 }
 
+// What the machine says of its TPM when officers declare a recovery must go on from the last seal that is there, and show in the next.
+func TestRecoveryThatDoesNotFit(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		about   string
+		declare func(log *council, n uint64, quote record.Hash)
+		finding string
+		behind  int // the end of the log
+	}{
+		{"behind another seal of the number", func(log *council, n uint64, _ record.Hash) { log.recovery(n, record.Hash{1}, log.whole()) }, "seal.recovery", 1},
+		{"behind an earlier seal", func(log *council, n uint64, _ record.Hash) { log.recovery(n-1, record.Hash{1}, log.whole()) }, "seal.recovery", 1},
+		{"with another counter", func(log *council, n uint64, quote record.Hash) {
+			log.chip.counter--
+			log.recovery(n, quote, log.whole())
+			log.chip.counter++
+		}, "seal.counter.growth", 0},
+	} {
+		b := town(t)
+		b.events(3)
+		for range 2 {
+			b.sealOn()
+		}
+		log := b.cut(len(b.raw))
+		b.sealOn()
+		last, err := record.ParseEntry(log.raw[len(log.raw)-2])
+		b.must(err)
+		n, quote := uint64(2), quoteOf(t, last.Body)
+		c.declare(log, n, quote)
+		log.seal(log.head(log.tree.Size()))
+		rep := run(t, log.export(), log.trust())
+		if x := rep.Findings; rep.Verdict != verify.OutcomeTampered || len(x) != 1 || x[0].Rule != c.finding || *x[0].Index != log.tree.Size()-1-uint64(c.behind) {
+			t.Errorf("%s: %s", c.about, text(t, rep))
+		}
+	}
+}
+
+// quoteOf is the hash that a seal's successor names.
+func quoteOf(t testing.TB, body []byte) record.Hash {
+	t.Helper()
+	s, err := attest.ParseSeal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sha256.Sum256(s.Quote.Attest)
+}
+
+// Without a TPM nothing shows that a log was put back but what others hold; officers can declare it all the same.
 func TestRecoveryInALogWithoutTPM(t *testing.T) {
 	t.Parallel()
-	b := newBuilder(t).enrolled()
-	b.genesis.TPM = nil
-	b.begin().events(5).recovery(0, record.Hash{})
-	want(t, run(t, b.export(), b.policy()), verify.OutcomeTampered, "seal.recovery@6")
+	c := hamlet(t)
+	size := len(c.raw)
+	c.events(1)
+	gone, known := jsonReceipt(t, c.receipt(uint64(size))), c.whole()
+	log, forged := c.cut(size), c.cut(size)
+	log.recovery(0, record.Hash{}, known)
+	rep := run(t, log.export(), log.trust(), gone)
+	want(t, rep, verify.OutcomeVerified)
+	if x := rep.Recovery; x == nil || x.From != uint64(size) || x.To != known.Size || rep.Receipts[0].Status != verify.Lost {
+		t.Errorf("%+v, %+v", x, rep.Receipts)
+	}
+	forged.chip = &chip{}
+	closed := forged.recovery(0, record.Hash{}, known)
+	forged.chip = nil
+	want(t, run(t, forged.export(), forged.trust(), gone), verify.OutcomeTampered, fmt.Sprintf("governance.unauthorised@%d", closed), fmt.Sprintf("receipt.entry@%d", size))
 }

@@ -181,11 +181,16 @@ func selftest(t *testing.T, src verify.Source, p *verify.Policy, opt verify.Self
 
 func TestSelftest(t *testing.T) {
 	t.Parallel()
-	c := town(t).busy(300)
-	rep := selftest(t, withCopies(t, c.export()), c.trust(), verify.SelftestOptions{})
-	for _, x := range rep.Trials {
-		if x.Outcome == verify.NotApplicable {
-			t.Errorf("%s: not applicable: %s", x.Name, x.Why)
+	closed, _, _ := recovered(t)
+	tried := map[string]bool{}
+	for _, c := range []*council{town(t).busy(300), closed} {
+		for _, x := range selftest(t, withCopies(t, c.export()), c.trust(), verify.SelftestOptions{}).Trials {
+			tried[x.Name] = tried[x.Name] || x.Outcome != verify.NotApplicable
+		}
+	}
+	for _, m := range verify.Mutations() {
+		if !tried[m.Name] {
+			t.Errorf("%s: not applicable", m.Name)
 		}
 	}
 }

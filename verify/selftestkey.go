@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"bulla/attest"
 	"bulla/ceremony"
@@ -591,6 +595,113 @@ func forgeEnactment(ctx context.Context, s *subject) (*trial, error) {
 		h.add(own(e, record.KindEnactment, body))
 		return nil
 	})
+}
+
+// recoverFalsely proposes a recovery, which an officer is said to have signed, and enacts it as if enough had approved.
+func recoverFalsely(ctx context.Context, s *subject) (*trial, error) {
+	if len(s.governed.Officers) == 0 {
+		return nil, inapplicable("no officers are appointed who could declare one")
+	}
+	var outcome ceremony.Recovered
+	if s.governed.TPM != nil {
+		outcome.TPM = &attest.Recovery{}
+	}
+	if s.seal.ok {
+		var err error
+		if outcome.TPM, err = s.left(ctx, s.seal.index); err != nil {
+			return nil, err
+		}
+	}
+	t, err := s.forge(ctx, s.event, func(h *history, e *record.Entry) error {
+		document, proposed, err := s.falseRecovery(h, e.Stamp)
+		if err != nil {
+			return err
+		}
+		raw, err := record.MarshalCanonical(&outcome)
+		if err != nil {
+			return err
+		}
+		enacted, err := record.MarshalCanonical(&ceremony.Enactment{Document: ceremony.DocumentHash(document), Number: s.state.Number(), Outcome: raw})
+		next := *e
+		h.add(own(e, record.KindProposal, proposed)).add(own(&next, record.KindEnactment, enacted))
+		return err
+	})
+	if err == nil {
+		*t.index++ // the enactment
+	}
+	return t, err
+}
+
+// falseRecovery is a document that declares the rest of the log lost, and its proposal under somebody else's signature.
+func (s *subject) falseRecovery(h *history, stamp clock.Stamp) (document, proposed []byte, err error) {
+	c, err := h.checkpoint()
+	if err != nil {
+		return nil, nil, err
+	}
+	head := ceremony.Head{Root: c.Root, Size: c.Size}
+	content := &ceremony.RecoveryDeclare{Known: ceremony.Head{Root: record.Hash{1}, Size: s.head.Size + 1}, Reason: "selftest", Surviving: head}
+	if document, err = s.state.Propose(content, s.governed.Officers[0].Name, head, stamp.UTC()+int64(time.Hour)); err != nil {
+		return nil, nil, err
+	}
+	thief, err := ssh.NewSignerFromSigner(s.key("officer"))
+	if err != nil {
+		return nil, nil, err
+	}
+	signature, err := ceremony.Sign(rand.Reader, document, ceremony.Approve, thief)
+	if err != nil {
+		return nil, nil, err
+	}
+	proposed, err = record.MarshalCanonical(&ceremony.Proposed{Document: document, Signature: signature})
+	return document, proposed, err
+}
+
+// left is the TPM as a seal left it, as far as that is known without the counter's attestation.
+func (s *subject) left(ctx context.Context, seal uint64) (*attest.Recovery, error) {
+	e, err := s.entry(ctx, seal)
+	if err != nil {
+		return nil, err
+	}
+	x, err := attest.ParseSeal(e.Body)
+	if err != nil {
+		return nil, err
+	}
+	st, err := attest.ParseStatement(x.Statement)
+	if err != nil {
+		return nil, err
+	}
+	return &attest.Recovery{PCR: attest.ExtendPCR(st.PCR.Before, sha256.Sum256(x.Statement)), Previous: sha256.Sum256(x.Quote.Attest), Seal: st.Number}, nil
+}
+
+// recoverElsewhere has the recovery that officers declared go on from a seal that the log does not have: what they approved does not
+// say from which, the machine does.
+func recoverElsewhere(ctx context.Context, s *subject) (*trial, error) {
+	i, err := s.declared.or("officers have declared no recovery of this log behind a seal")
+	if err != nil {
+		return nil, err
+	}
+	tpm, err := s.left(ctx, s.behind)
+	if err != nil {
+		return nil, err
+	}
+	tpm.Previous[0] ^= 1
+	honest, err := s.resigned(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h := s.history(i)
+	err = h.edit(ctx, i, func(e *record.Entry) {
+		var x *ceremony.Enactment
+		if x, h.err = ceremony.ParseEnactment(e.Body); h.err != nil {
+			return
+		}
+		if x.Outcome, h.err = record.MarshalCanonical(&ceremony.Recovered{TPM: tpm}); h.err == nil {
+			e.Body, h.err = record.MarshalCanonical(x)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h.finish(ctx, honest, &i)
 }
 
 // moveSamples has every server have answered a second later than it did.

@@ -53,9 +53,9 @@ var withCopy = []Mutation{
 	{"truncate-bundle", "Cuts a bundle off behind an entry.", NeedsCopy, found("entry.missing"),
 		rebundles(1, func(raw [][]byte, k int) [][]byte { return raw[:k+1] })},
 	{"cut-bundle", "Cuts a bundle within an entry and takes its tile away.", NeedsCopy, found("bundle.format"), cutBundle},
-	{"replace-entry", "Replaces an entry together with its hash in the tile.", NeedsCopy, found("tree.root", "chain.prev", "tile.hash", "seal.head", "governance.unauthorised", "governance.role", "witness.tree", "checkpoint.signature"),
+	{"replace-entry", "Replaces an entry together with its hash in the tile.", NeedsCopy, found("tree.root", "chain.prev", "tile.hash", "seal.head", "seal.pcr.replay", "governance.unauthorised", "governance.role", "witness.tree", "checkpoint.signature"),
 		unplaced(retiled(replaced))},
-	{"splice-entry", "Puts an entry of another log in the place of one, with its hash.", NeedsCopy, found("entry.log", "chain.prev", "tile.hash", "tree.root", "seal.head", "governance.unauthorised", "governance.role", "witness.tree", "checkpoint.signature"),
+	{"splice-entry", "Puts an entry of another log in the place of one, with its hash.", NeedsCopy, found("entry.log", "chain.prev", "tile.hash", "tree.root", "seal.head", "seal.pcr.replay", "governance.unauthorised", "governance.role", "witness.tree", "checkpoint.signature"),
 		retiled(func(e *record.Entry) { e.Log = otherOrigin })},
 	{"change-older-bundle", "Shows an older copy of a bundle beside it, changed.", NeedsCopy, found("bundle.partial"),
 		older(entries, func(b []byte) { b[len(b)-2] ^= 1 })},
@@ -70,17 +70,21 @@ var withCopy = []Mutation{
 	{"remove-head", "Takes the head away.", NeedsCopy, nil, takes(func(*subject) string { return checkpoint })},
 }
 
+// ofSealed are the rules that find another history under a seal: a ceremony in it names a head that is not this history's, so that what
+// it said of the TPM does not count.
+var ofSealed = found("seal.head", "governance.unauthorised", "seal.pcr.replay")
+
 // withKey is what a thief of the log's signing key can do.
 var withKey = []Mutation{
-	{"rewrite-event", "Rewrites a sealed event and all that follows, and signs it.", NeedsKey, found("seal.head"),
+	{"rewrite-event", "Rewrites a sealed event and all that follows, and signs it.", NeedsKey, ofSealed,
 		rewrites(func(ctx context.Context, h *history, i uint64) (uint64, error) {
 			return i + 1, h.edit(ctx, i, harmless)
 		})},
-	{"remove-event", "Takes a sealed event out, numbers and chains the rest anew, and signs it.", NeedsKey, found("seal.head"),
+	{"remove-event", "Takes a sealed event out, numbers and chains the rest anew, and signs it.", NeedsKey, ofSealed,
 		rewrites(func(_ context.Context, _ *history, i uint64) (uint64, error) { return i + 1, nil })},
-	{"insert-event", "Puts an event in where the log is sealed, numbers and chains the rest anew, and signs it.", NeedsKey, found("seal.head"),
+	{"insert-event", "Puts an event in where the log is sealed, numbers and chains the rest anew, and signs it.", NeedsKey, ofSealed,
 		rewrites(func(ctx context.Context, h *history, i uint64) (uint64, error) { return i, h.edit(ctx, i, harmless) })},
-	{"change-producer", "Has a sealed event come from another program of the same user, and signs it.", NeedsKey, found("seal.head"),
+	{"change-producer", "Has a sealed event come from another program of the same user, and signs it.", NeedsKey, ofSealed,
 		rewrites(func(ctx context.Context, h *history, i uint64) (uint64, error) {
 			return i + 1, h.edit(ctx, i, func(e *record.Entry) { e.Producer.Exe = "/usr/bin/true" })
 		})},
@@ -114,6 +118,8 @@ var withKey = []Mutation{
 			h.add(own(e, record.KindProposal, []byte(`{"action":"officers.set"}`)))
 		})},
 	{"forge-enactment", "Appends an enactment of what nobody proposed.", NeedsKey, found("governance.unauthorised"), forgeEnactment},
+	{"recover-falsely", "Declares what was logged behind an event lost, without the officers.", NeedsKey, found("governance.unauthorised"), recoverFalsely},
+	{"recover-elsewhere", "Has a recovery that officers declared go on from another seal than the last.", NeedsKey, found("seal.recovery"), recoverElsewhere},
 	{"forge-approval", "Has an officer approve something else than what was signed.", NeedsKey, found("governance.unauthorised"), forgeApproval},
 	{"replay-approval", "Shows an officer's approval again.", NeedsKey, found("governance.unauthorised"), replayApproval},
 	{"remove-approvals", "Takes the officers' approval of the genesis out.", NeedsKey, found("governance.unauthorised", "seal.head"), removeApprovals},
@@ -252,7 +258,6 @@ var withMachine = []Mutation{
 	{"seal-on-other", "Seals on another seal than the one before.", NeedsMachine, found("seal.previous"),
 		deviates(deviation{statement: func(st *attest.Statement) { st.Previous[0] ^= 1 }})},
 	{"abandon-falsely", "Calls a seal interrupted by a reset that there was not.", NeedsMachine, found("seal.abandoned", "seal.pcr.replay"), abandonedWithoutReset},
-	{"recover-falsely", "Declares a recovery that goes on from another seal than the last.", NeedsMachine, found("seal.recovery"), declareFalsely},
 	{"forge-activation", "Records that the TPM opened a credential which it did not.", NeedsKey, found("enrolment.activation"), forgedActivation},
 	{"unrestrict-ak", "Begins the log anew with an attestation key that signs whatever it is given.", NeedsOther, found("seal.enrolment", "genesis.fingerprint", "enrolment.ak", "enrolment.endorsement"),
 		regenesis(unrestrictAK)},

@@ -32,7 +32,8 @@ type subject struct {
 	honest   map[string]string // what was found in honest exhibits, by name
 	signed   []byte            // the head
 	head     record.Checkpoint
-	governed *ceremony.Genesis // what is in force at the end
+	state    ceremony.State    // of governance, at the end
+	governed *ceremony.Genesis // what is in force then
 	enrolled *attest.Enrolment // by the genesis
 	signers  []string          // verifier keys that must have signed the head
 	required []string          // verifier keys of which some head of the log must be signed
@@ -49,10 +50,12 @@ type subject struct {
 	named     place64   // the first entry that does
 	approval  place64   // the last
 	approvals []uint64  // of the genesis
+	declared  place64   // the enactment of a recovery, of a log with a seal
+	behind    uint64    // that seal, the last before it
 	first     place64   // event
 	token     place64   // the last
 	time      int64     // of the last entry, ns
-	recovered bool      // behind the last seal a recovery is declared, or another TPM enrolled
+	anew      bool      // behind the last seal officers have had seals go on from something else: numbers need not follow
 	recent    []uint64  // events, the last few
 	gaps      []uint64  // records of gaps, the last few
 	current   struct {  // round
@@ -98,7 +101,7 @@ func remember(list []uint64, index uint64) []uint64 {
 func newSubject(ctx context.Context, r *run, opt SelftestOptions) (*subject, error) {
 	s := &subject{
 		ctx: ctx, src: r.src, policy: r.policy, memory: r.report.Memory, opt: opt, honest: map[string]string{}, keys: opt.keys,
-		signed: r.signed, head: r.head, governed: &r.fold.state.Policy, required: r.knownKeys(),
+		signed: r.signed, head: r.head, state: r.fold.state, governed: &r.fold.state.Policy, required: r.knownKeys(),
 	}
 	s.signers, _ = r.fold.signers(r.head.Size)
 	var err error
@@ -162,7 +165,6 @@ func (s *subject) see(e *record.Entry, between bool) (err error) {
 		if x, err = record.ParseSystem(e.Body); err == nil && x.Gap != nil {
 			s.gaps = remember(s.gaps, e.Index)
 		}
-		s.recovered = s.recovered || x != nil && len(x.Recovery) > 0
 	case record.KindClock:
 		var x clock.Evidence
 		err = record.UnmarshalCanonical(e.Body, &x)
@@ -181,15 +183,22 @@ func (s *subject) see(e *record.Entry, between bool) (err error) {
 	return err
 }
 
-// seeEnactment notes that another TPM was enrolled.
+// seeEnactment notes that another TPM was enrolled, or a recovery declared.
 func (s *subject) seeEnactment(e *record.Entry) {
 	x, err := ceremony.ParseEnactment(e.Body)
 	if err != nil || len(x.Outcome) == 0 {
 		return
 	}
 	var tpm attest.Enrolment
+	var lost ceremony.Recovered
 	if err := record.UnmarshalCanonical(x.Outcome, &tpm); err == nil && len(tpm.AK) > 0 {
-		s.recovered = true
+		s.anew = true
+	} else if err := record.UnmarshalCanonical(x.Outcome, &lost); err == nil && lost.TPM != nil {
+		s.anew = true
+		if s.seal.ok {
+			s.declared.set(e.Index)
+			s.behind = s.seal.index
+		}
 	}
 }
 
@@ -206,8 +215,8 @@ func (s *subject) seeSeal(e *record.Entry) {
 		if h.Log != s.head.Origin {
 			continue
 		}
-		if s.seals = s.seal.place64; s.recovered { // numbers begin anew
-			s.seals, s.recovered = place64{}, false
+		if s.seals = s.seal.place64; s.anew {
+			s.seals, s.anew = place64{}, false
 		}
 		s.seal.set(e.Index)
 		s.seal.size = h.Size

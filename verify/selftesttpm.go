@@ -8,7 +8,6 @@ import (
 
 	"bulla/attest"
 	"bulla/ceremony"
-	"bulla/record"
 )
 
 // What somebody can do who has the machine: its TPM signs for him, and says truthfully how it is.
@@ -70,35 +69,6 @@ func smallerHead(h *history, logs []attest.Head) error {
 	c, err := h.s.history(1).checkpoint()
 	logs[0] = attest.Head{Hash: sha256.Sum256([]byte(c.Text())), Log: c.Origin, Size: 1}
 	return err
-}
-
-// declareFalsely declares a recovery from a seal that the log does not have.
-func declareFalsely(ctx context.Context, s *subject) (*trial, error) {
-	i, err := s.seal.or("the log holds no seal")
-	if err != nil {
-		return nil, err
-	}
-	e, err := s.entry(ctx, i)
-	if err != nil {
-		return nil, err
-	}
-	body, err := attest.ParseSeal(e.Body)
-	if err != nil {
-		return nil, err
-	}
-	st, err := attest.ParseStatement(body.Statement)
-	if err != nil {
-		return nil, err
-	}
-	x, err := (&attest.Recovery{Seal: st.Number, Previous: record.Hash{1}}).Encode()
-	if err != nil {
-		return nil, err
-	}
-	raw, err := record.MarshalCanonical(&record.System{Event: record.SystemRecovery, Code: record.CodeRollback, Message: "selftest", Recovery: x})
-	if err != nil {
-		return nil, err
-	}
-	return s.history(i+1).add(own(e, record.KindSystem, raw)).finish(ctx, nil, at(i+1))
 }
 
 // swapAK has the genesis enrol another attestation key, of the thief's; the policy names the one that is to be.

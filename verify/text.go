@@ -59,12 +59,8 @@ func (rep *Report) writeHead(w io.Writer) {
 	if u := rep.Resettable; u != nil {
 		row("if the TPM was reset", "%s: not anchored against somebody who could reset or clear it", span(u.From, u.To))
 	}
-	for _, x := range rep.Recoveries {
-		accepted := ""
-		if x.Accepted {
-			accepted = " (accepted by the policy)"
-		}
-		row("lost, declared", "what was behind seal %d, over %d entries, before entry %d%s: %q", x.Seal, x.From, x.Index, accepted, x.Why)
+	if x := rep.Recovery; x != nil {
+		row("lost, declared", "what was shown from entry %d on, of at most %d entries, before officers closed the log in entry %d: %q", x.From, x.To, x.Index, x.Why)
 	}
 }
 

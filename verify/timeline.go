@@ -94,7 +94,7 @@ const (
 	MarkEnacted  = "enacted"
 	MarkRotated  = "rotated" // enacted, and a key or the TPM is another
 	MarkFailed   = "failed"  // enacted, without effect
-	MarkLost     = "lost"    // a declared recovery
+	MarkLost     = "lost"    // enacted: a recovery, which closed the log
 	// The others are those of system entries: start, stop, config, alarm, recovery, boot.
 )
 
@@ -222,8 +222,6 @@ func (l *timeline) system(e *record.Entry) {
 	case s.Event == record.SystemGap:
 		l.gaps++
 		return
-	case len(s.Recovery) > 0:
-		what = MarkLost
 	case s.Event == record.SystemStart:
 		text = s.Version
 	case s.Code != "" && text != "":
@@ -278,6 +276,8 @@ func (l *timeline) govern(e *record.Entry) {
 			what, text = MarkFailed, text+": "+x.Failed
 		case action == ceremony.ActionKeyRotate || action == ceremony.ActionTPMEnrol:
 			what = MarkRotated
+		case action == ceremony.ActionRecoveryDeclare:
+			what = MarkLost
 		}
 		l.mark(&l.ceremonies, e, what, text)
 	}

@@ -226,9 +226,9 @@ func (r *run) contradicted(head record.Checkpoint, times []uint64, f Finding) {
 		r.find(f)
 		return
 	}
-	why := fmt.Sprintf("%s is over %d entries, of which entry %d declares lost what was behind seal %d", f.File, head.Size, x.Index, x.Seal)
+	why := fmt.Sprintf("%s is over %d entries: %s", f.File, head.Size, x.declares())
 	r.remark("%s", why)
-	if !x.Accepted {
+	if !r.pinned() {
 		r.miss(why, ClaimWitnesses)
 	}
 }

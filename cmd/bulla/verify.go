@@ -46,7 +46,6 @@ the operator's records, not from the appliance. Without one the answer is at bes
   seals none            the log has no TPM: do without seals
   time none             do without checks of time
   tail N                at most N entries may be without seal, receipt or cosignatures
-  recovery HEX          the declared recovery in the entry with this leaf hash is accepted
 
 --receipt checks a receipt (INDEX.json or INDEX.tlog-proof) by itself and against the log.
 
