@@ -207,6 +207,26 @@ func TestPutBack(t *testing.T) {
 	if code := daemon.stop(); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
 	}
+
+	// Tampering with what such a log holds is found as with any other: what its machine says of the TPM that officers do not sign, too.
+	r.run(0, "export", "--config", config, "--log", "dev", "--out", r.path("evidence"))
+	src, err := verify.OpenDir(r.path("evidence"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	rep, err := verify.Selftest(t.Context(), src, policy, verify.SelftestOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range rep.Trials {
+		if x.Outcome != verify.Caught && x.Outcome != verify.NotApplicable || x.Name == "recover-elsewhere" && x.Outcome != verify.Caught {
+			t.Errorf("%s: %s: %s", x.Name, x.Outcome, x.Why)
+		}
+	}
+	if !rep.Passed() {
+		t.Errorf("the selftest: %v", rep.Counts)
+	}
 }
 
 // TestInitStopped has init stop at each place that leaves something behind. The next one finishes, or says exactly what to do.

@@ -276,6 +276,9 @@ func TestDeclaredRecovery(t *testing.T) {
 				t.Errorf("%+v, want %s", c, status)
 			}
 		}
+		if told := rep.Timeline.Ceremonies; told[len(told)-1].What != verify.MarkLost || told[len(told)-1].Entry != closed {
+			t.Errorf("told of ceremonies: %+v", told)
+		}
 		if out := text(t, rep); !strings.Contains(out, `lost, declared`) || !strings.Contains(out, "the disk failed") {
 			t.Error(out)
 		}
