@@ -86,7 +86,7 @@ outcome unknown; 74 input/output.`,
 	for _, c := range []*cobra.Command{t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.attestCommand(), t.challengeCommand(), t.exportCommand(), t.searchCommand()} {
 		root.AddCommand(t.reads(c))
 	}
-	root.AddCommand(t.appendCommand(), t.statusCommand(), t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand(), t.timelineCommand(), t.ceremonyCommand())
+	root.AddCommand(t.appendCommand(), t.statusCommand(), t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand(), t.timelineCommand(), t.ceremonyCommand(), t.drillCommand())
 	return root
 }
 

@@ -11,12 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 
 	"bulla/ceremony"
+	"bulla/hsm"
 	"bulla/ledger"
 	"bulla/record"
 	softhsmtest "bulla/softhsm-test"
@@ -31,7 +33,11 @@ func devCommand() *cobra.Command {
 		Long: `Run a complete appliance for trying things: a SoftHSM token, a software TPM with EK certificate, NTP servers on loopback, three officers
 with SSH keys, a time-stamping authority (its CA's certificate: DIR/tsa-ca.pem), and one log. DIR is made if it does not exist, and
 reopened if it does. It prints "ready" when it serves DIR/sign.sock and DIR/http.sock; Ctrl-C ends it and its children. It protects
-nothing: all its devices are files.`,
+nothing: all its devices are files. DIR may be moved or copied while it is stopped.
+
+At SIGUSR1 its devices misbehave as DIR/faults.toml says: tpm_off = true; file_size = BYTES, beyond which no file can be written, as
+on a full disk; [[ntp]] for each time server, with offset = "1h" or silent = true. It prints "faults" when they do. bulla drill
+uses this.`,
 		Example: "  bullad dev --dir dev",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,6 +53,7 @@ nothing: all its devices are files.`,
 	c.Flags().BoolVar(&f.tpmKey, "tpm-key", false, "sign the log with a key in the TPM instead of the HSM")
 	c.Flags().IntVar(&f.logs, "logs", 1, "how many logs a new appliance gets")
 	c.Flags().StringVar(&f.profile, "profile", "", "directory for profiles of the daemon, written when it ends")
+	c.Flags().BoolVar(&f.clear, "clear-tpm", false, "clear the TPM first, as root could have while the appliance was stopped")
 	c.Flags().DurationVar(&f.delay, "hsm-delay", 0, "how much longer the HSM takes for a signature")
 	must(c.MarkFlagRequired("dir"))
 	return c
@@ -59,6 +66,7 @@ type devFlags struct {
 	logs    int
 	profile string        // directory; empty: no profiles
 	delay   time.Duration // of each signature
+	clear   bool          // the TPM
 }
 
 const (
@@ -77,6 +85,7 @@ type throwaway struct {
 	hsm     *softhsmtest.SoftHSM
 	tpm     *softhsmtest.TPM
 	servers []*softhsmtest.NTP
+	tpmOff  bool
 }
 
 func (t *throwaway) path(name string) string { return filepath.Join(t.dir, name) }
@@ -85,6 +94,9 @@ func (t *throwaway) path(name string) string { return filepath.Join(t.dir, name)
 func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 	if f.delay < 0 {
 		return usagef("--hsm-delay: must not be negative")
+	}
+	if _, err := os.Stat(filepath.Join(f.dir, "bullad.toml")); err != nil && f.clear {
+		return usagef("--clear-tpm: %s holds no dev appliance", f.dir)
 	}
 	if f.logs < 1 || f.logs > devLogs || f.tpmKey && f.logs > 1 {
 		return usagef("--logs: must be 1 to %d, and 1 with --tpm-key", devLogs)
@@ -100,6 +112,11 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if f.clear {
+		if err := t.clearTPM(); err != nil {
+			return err
+		}
 	}
 	if err := t.configure(f, fresh); err != nil {
 		return err
@@ -125,7 +142,26 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, p.stop()) }()
 	}
-	return serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(out, "ready") })
+	lines := &lineWriter{w: out}
+	ctx, cancel := context.WithCancel(ctx)
+	var faults sync.WaitGroup
+	faults.Go(func() { t.faults(ctx, lines) })
+	err = serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(lines, "ready") })
+	cancel()
+	faults.Wait()
+	return err
+}
+
+// lineWriter lets several goroutines print whole lines.
+type lineWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
 }
 
 // initialize makes the logs that are not there, and has the officers approve them.
@@ -205,13 +241,16 @@ func (t *throwaway) startServers() error {
 
 // configure writes bullad.toml, whose time sources have new addresses at each start, and a genesis.toml for each log.
 func (t *throwaway) configure(f devFlags, fresh bool) error {
-	logs := t.newLogs(f)
+	logs, check := t.newLogs(f), SelfCheckConfig{}
 	if !fresh { // they stay what they were
 		old, err := loadConfig(t.path("bullad.toml"))
 		if err != nil {
 			return err
 		}
-		logs = old.Logs
+		if logs, err = t.oldLogs(old); err != nil {
+			return err
+		}
+		check = old.SelfCheck
 	}
 	cfg := Config{
 		State:   t.dir,
@@ -219,6 +258,8 @@ func (t *throwaway) configure(f devFlags, fresh bool) error {
 		TPM:     TPMConfig{Device: t.tpm.Address(), Roots: t.tpm.Roots()},
 		Logs:    logs,
 		TSA:     t.tsaConfig(),
+
+		SelfCheck: check,
 	}
 	for i, s := range t.servers {
 		cfg.Clock.Sources = append(cfg.Clock.Sources, SourceConfig{Name: fmt.Sprintf("ntp%d", i+1), Address: s.Address})
@@ -254,6 +295,42 @@ func (t *throwaway) newLogs(f devFlags) []LogConfig {
 		}
 	}
 	return logs
+}
+
+// oldLogs are the logs of an existing appliance, where they are now: its directory may have been moved, or be a copy.
+func (t *throwaway) oldLogs(old *Config) (logs []LogConfig, err error) {
+	logs = old.Logs
+	for i := range logs {
+		l := &logs[i]
+		if l.File, err = t.moved(old.State, l.File); err != nil {
+			return nil, err
+		}
+		for _, key := range []*string{&l.Key, &l.Interop} {
+			if !strings.HasPrefix(*key, "pkcs11:") {
+				continue
+			}
+			u, err := hsm.ParseURI(*key)
+			if err != nil {
+				return nil, usage(err)
+			}
+			pin, err := t.moved(old.State, strings.TrimPrefix(u.PINSource, "file:"))
+			if err != nil {
+				return nil, err
+			}
+			u.PINSource = "file:" + pin
+			*key = u.String()
+		}
+	}
+	return logs, nil
+}
+
+// moved is where a file of the appliance is that was in the directory from.
+func (t *throwaway) moved(from, path string) (string, error) {
+	rel, err := filepath.Rel(from, path)
+	if err != nil || !filepath.IsLocal(rel) {
+		return "", usagef("%s: %s is not in %s: bullad dev runs what it made itself", t.path("bullad.toml"), path, from)
+	}
+	return t.path(rel), nil
 }
 
 // writePlan writes the plan of a log's genesis.

@@ -102,6 +102,9 @@ func (d *duration) UnmarshalText(b []byte) error {
 	return err
 }
 
+// MarshalText writes what UnmarshalText reads.
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
 // defaultPCR is the seal PCR of a plan that names none.
 const defaultPCR = 13
 
