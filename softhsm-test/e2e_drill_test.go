@@ -56,7 +56,7 @@ func TestDrill(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string][]string{
-		"clock-step": {"clock entry", "refusal"}, "rollback": {"refusal", "alarm", "verifier"}, "stolen-key": {"verifier"}, "fork": {"verifier", "verifier"},
+		"clock-step": {"clock entry", "refusal"}, "rollback": {"refusal", "alarm", "verifier"}, "stolen-key": {"verifier", "verifier"}, "fork": {"verifier", "verifier"},
 		"hsm-loss": {"refusal", "status"}, "tpm-reset": {"refusal", "status", "seal"}, "tpm-clear": {"refusal", "refusal"},
 		"disk-full": {"refusal", "status"}, "flip": {"alarm", "status", "verifier", "start"},
 	}

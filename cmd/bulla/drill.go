@@ -28,8 +28,10 @@ type drillFlags struct {
 	only   []string
 }
 
-// drillsAtOnce is how many drills run at the same time.
-const drillsAtOnce = 4
+const (
+	drillsAtOnce = 4       // drills that run at the same time
+	maxDrillLog  = 100_000 // entries of the appliance's log
+)
 
 func (t *tool) drillCommand() *cobra.Command {
 	var f drillFlags
@@ -116,6 +118,9 @@ type lab struct {
 	base   string // directory of the appliance, stopped
 	work   string // directory for copies of it
 
+	origin   string // of the log
+	log      string // its name
+	tpmSigns bool   // and not the HSM
 	size     uint64 // of the log before the drills
 	mark     string // what an event of it holds, and nothing else
 	evidence string // an export of it
@@ -175,6 +180,13 @@ func (l *lab) prepare(ctx context.Context, rep *drillReport) (err error) {
 	defer func() { err = errors.Join(err, d.stop()) }()
 	if _, err := d.line(ctx, "ready"); err != nil {
 		return err
+	}
+	l.origin, l.log = d.log.Origin, d.log.Name
+	if l.tpmSigns, err = tpmSigns(l.base, l.log); err != nil {
+		return err
+	}
+	if d.log.Size > maxDrillLog {
+		return usagef("--dir: the log has %d entries, and each drill copies and verifies it: name a new directory, or one with at most %d", d.log.Size, maxDrillLog)
 	}
 	rep.Log, rep.Bullad = d.log.Origin, d.status.Machine.Version
 	if err := d.work(ctx, "before the drills", 5); err != nil {

@@ -50,6 +50,12 @@ type trying struct {
 	attacked time.Time // what is waited for is timed from here
 }
 
+// notRun says why a drill cannot be carried out here.
+func (x *trying) notRun(why string) error {
+	x.res.Why = why
+	return nil
+}
+
 // copy makes a copy of the appliance.
 func (x *trying) copy() (string, error) {
 	x.copies++
@@ -101,7 +107,11 @@ func (x *trying) expect(ctx context.Context, by, what string, look func(context.
 	ctx, cancel := context.WithTimeout(ctx, drillPatience)
 	defer cancel()
 	for {
-		call, end := context.WithTimeout(ctx, drillCall)
+		limit := drillCall
+		if by == byVerifier {
+			limit = drillPatience
+		}
+		call, end := context.WithTimeout(ctx, limit)
 		found, err := look(call)
 		end()
 		if err == nil && found != "" {
@@ -157,6 +167,20 @@ func (x *trying) expectRule(ctx context.Context, d *devAppliance, opt verify.Opt
 			}
 		}
 		return "", fmt.Errorf("the log is %s", rep.Verdict)
+	})
+}
+
+// expectNoStart expects the daemon to end at its start, and to say why.
+func (x *trying) expectNoStart(ctx context.Context, why, dir string, args ...string) {
+	x.expect(ctx, byStart, "the daemon does not start: "+why, func(ctx context.Context) (string, error) {
+		d, err := x.start(ctx, dir, args...)
+		switch {
+		case err == nil:
+			return "", errors.Join(errors.New("it started"), x.stop(d))
+		case strings.Contains(err.Error(), why):
+			return err.Error(), nil
+		}
+		return "", err
 	})
 }
 
@@ -328,6 +352,9 @@ func drillFork(ctx context.Context, x *trying) error {
 }
 
 func drillHSM(ctx context.Context, x *trying) error {
+	if x.lab.tpmSigns {
+		return x.notRun("the TPM signs this log: it has no HSM to lose")
+	}
 	d, err := x.soundCopy(ctx)
 	if err != nil {
 		return err
@@ -371,7 +398,7 @@ func drillTPMReset(ctx context.Context, x *trying) error {
 	if err := d.work(ctx, "before the TPM lost its power", 1); err != nil {
 		return err
 	}
-	before, err := d.lastSeal(ctx)
+	before, err := d.lastSeal(ctx, x.lab.size)
 	if err != nil {
 		return err
 	}
@@ -391,8 +418,14 @@ func drillTPMReset(ctx context.Context, x *trying) error {
 		return "", err
 	})
 	x.expectStatus(ctx, d, "the status has the TPM's last error", func(s *api.Status) string { return s.Machine.Seal.LastError })
-	if _, err := d.take(ctx, map[string]string{"is": "while the TPM has no power"}); err != nil {
-		return fmt.Errorf("an event while the TPM has no power: %w", err)
+	taken := "events were refused as long as the TPM, which signs this log, had no power"
+	if x.lab.tpmSigns {
+		x.expectRefusal(ctx, d, record.CodeTPM)
+	} else {
+		taken = "events were taken throughout"
+		if _, err := d.take(ctx, map[string]string{"is": "while the TPM has no power"}); err != nil {
+			return fmt.Errorf("an event while the TPM has no power: %w", err)
+		}
 	}
 	if err := d.faults(ctx, ""); err != nil {
 		return err
@@ -401,7 +434,7 @@ func drillTPMReset(ctx context.Context, x *trying) error {
 		if _, err := d.sealNow(ctx); err != nil {
 			return "", err
 		}
-		now, err := d.lastSeal(ctx)
+		now, err := d.lastSeal(ctx, x.lab.size)
 		if err != nil || now.Boot == before.Boot {
 			return "", err
 		}
@@ -410,13 +443,13 @@ func drillTPMReset(ctx context.Context, x *trying) error {
 	if err := x.resumes(ctx, d, "the TPM was back"); err != nil {
 		return err
 	}
-	x.res.Service = "events were taken throughout; seals resumed when the TPM was back; the log verifies"
+	x.res.Service = taken + "; seals resumed when the TPM was back; the log verifies"
 	return nil
 }
 
-// lastSeal is the log's last seal, as it says itself.
-func (d *devAppliance) lastSeal(ctx context.Context) (sealLine, error) {
-	all, err := d.entries(ctx, record.KindSeal, 0)
+// lastSeal is the log's last seal, as it says itself; there are not many from the index on.
+func (d *devAppliance) lastSeal(ctx context.Context, from uint64) (sealLine, error) {
+	all, err := d.entries(ctx, record.KindSeal, from)
 	if err != nil {
 		return sealLine{}, err
 	}
@@ -436,6 +469,11 @@ func drillTPMClear(ctx context.Context, x *trying) error {
 		return err
 	}
 	x.attack("While the daemon was stopped the TPM was cleared (TPM2_Clear), and the daemon was started: its attestation key and its counter were gone.")
+	if x.lab.tpmSigns {
+		x.expectNoStart(ctx, "no such key in the TPM", dir, "--clear-tpm")
+		x.res.Service = "ended: the key that signs this log is gone; bullad export copies the log"
+		return nil
+	}
 	d, err := x.start(ctx, dir, "--clear-tpm")
 	if err != nil {
 		return err
@@ -551,16 +589,7 @@ func drillFlip(ctx context.Context, x *trying) error {
 	if err := x.stop(d); err != nil {
 		return err
 	}
-	x.expect(ctx, byStart, "the daemon does not start again", func(ctx context.Context) (string, error) {
-		_, err := x.start(ctx, dir)
-		switch {
-		case err == nil:
-			return "", errors.New("it started")
-		case strings.Contains(err.Error(), "does not agree with its signed head"):
-			return err.Error(), nil
-		}
-		return "", err
-	})
+	x.expectNoStart(ctx, "does not agree with its signed head", dir)
 	x.res.Service = "went on until the daemon was stopped; it does not start on a store that contradicts its head, which bullad export copies as evidence"
 	return nil
 }
@@ -622,46 +651,4 @@ func flipInFile(path string, text []byte) (places int, err error) {
 			return 0, err
 		}
 	}
-}
-
-func drillStolenKey(ctx context.Context, x *trying) error {
-	src, err := verify.OpenDir(x.lab.evidence)
-	if err != nil {
-		return err
-	}
-	defer src.Close() // read only
-	p, _, err := readPolicy(filepath.Join(x.lab.base, "auditor.policy"))
-	if err != nil {
-		return err
-	}
-	x.attack("The log's exported evidence was rewritten, and signed, in every way of the selftest's catalogue that needs the signing key (docs/selftest.md). The HSM gives no key away: a throwaway key stands in for it, which the verifier takes for the stolen one; seals, genesis and rounds are the appliance's own.")
-	rep, err := verify.Selftest(ctx, src, p, verify.SelftestOptions{})
-	if err != nil {
-		return err
-	}
-	if len(rep.Trials) == 0 {
-		return errors.New("the evidence is not verified to begin with")
-	}
-	caught, tried := map[string]int{}, 0
-	for i := range rep.Trials {
-		m := &rep.Trials[i]
-		if m.Needs != verify.NeedsKey || m.Outcome == verify.NotApplicable {
-			continue
-		}
-		tried++
-		if m.Outcome == verify.Caught && m.Finding != nil {
-			caught[m.Finding.Rule]++
-		} else if m.Outcome != verify.Caught {
-			x.res.Noticed = append(x.res.Noticed, drillNotice{By: byVerifier, Expected: fmt.Sprintf("%s is found by %s", m.Name, strings.Join(m.Rules, " or ")), Instead: printable(m.Why, 300)})
-		}
-	}
-	x.expect(ctx, byVerifier, "bulla verify finds each", func(context.Context) (string, error) {
-		var rules []string
-		for _, rule := range sortedKeys(caught) {
-			rules = append(rules, fmt.Sprintf("%s (%d)", rule, caught[rule]))
-		}
-		return fmt.Sprintf("%d forgeries: %s", tried, strings.Join(rules, ", ")), nil
-	})
-	x.res.Service = "not concerned: the forgeries were shown to an auditor"
-	return nil
 }

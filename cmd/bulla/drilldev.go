@@ -64,8 +64,13 @@ func (t *tool) startDev(ctx context.Context, bullad, dir string, args ...string)
 	if err := <-started; err != nil {
 		return nil, coded(exitUsage, fmt.Errorf("starting %s: %w; name it with --bullad", bullad, err))
 	}
-	local := &tool{socket: dir, log: t.log, purpose: "drill"}
-	err = d.soon(ctx, "the appliance in "+dir+" does not answer", func(ctx context.Context) (err error) {
+	local := &tool{socket: dir, purpose: "drill"}
+	err = d.soon(ctx, "the appliance in "+dir+" does not answer", func(ctx context.Context) error {
+		c, err := readDev(dir)
+		if err != nil {
+			return err
+		}
+		local.log = c.Logs[0].Name // which the auditor's policy is for
 		d.appliance, err = local.connect(ctx)
 		return err
 	})

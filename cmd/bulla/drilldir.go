@@ -26,6 +26,7 @@ type devConfig struct {
 	Logs []struct {
 		Name string `toml:"name"`
 		File string `toml:"file"`
+		Key  string `toml:"key"`
 	} `toml:"log"`
 }
 
@@ -55,13 +56,9 @@ func checkDrillDir(dir string) (string, error) {
 
 // isDev looks for what only bullad dev makes: all devices of the appliance, and its officers' keys, in its own directory.
 func isDev(dir string) error {
-	b, err := readSmall(filepath.Join(dir, "bullad.toml"))
+	c, err := readDev(dir)
 	if err != nil {
 		return err
-	}
-	var c devConfig
-	if err := toml.Unmarshal(b, &c); err != nil {
-		return fmt.Errorf("bullad.toml: %w", err)
 	}
 	for _, x := range []struct{ key, found, want string }{
 		{"state", c.State, dir},
@@ -85,15 +82,40 @@ func isDev(dir string) error {
 	return nil
 }
 
-// logFiles are the files of the logs in a dev appliance's directory, and the sealer's, without their directory.
-func logFiles(dir string) ([]string, error) {
+func readDev(dir string) (*devConfig, error) {
 	b, err := readSmall(filepath.Join(dir, "bullad.toml"))
 	if err != nil {
 		return nil, err
 	}
 	var c devConfig
 	if err := toml.Unmarshal(b, &c); err != nil {
-		return nil, fmt.Errorf("%s/bullad.toml: %w", dir, err)
+		return nil, fmt.Errorf("bullad.toml: %w", err)
+	}
+	if len(c.Logs) == 0 {
+		return nil, errors.New("bullad.toml: there is no log")
+	}
+	return &c, nil
+}
+
+// tpmSigns reports whether a log is signed by the TPM.
+func tpmSigns(dir, log string) (bool, error) {
+	c, err := readDev(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, l := range c.Logs {
+		if l.Name == log {
+			return strings.HasPrefix(l.Key, "tpm:"), nil
+		}
+	}
+	return false, fmt.Errorf("%s/bullad.toml has no log %s", dir, log)
+}
+
+// logFiles are the files of the logs in a dev appliance's directory, and the sealer's, without their directory.
+func logFiles(dir string) ([]string, error) {
+	c, err := readDev(dir)
+	if err != nil {
+		return nil, err
 	}
 	out := []string{"sealer.json"}
 	for _, l := range c.Logs {

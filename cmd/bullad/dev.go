@@ -9,9 +9,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -56,6 +58,7 @@ uses this.`,
 	c.Flags().BoolVar(&f.clear, "clear-tpm", false, "clear the TPM first, as root could have while the appliance was stopped")
 	c.Flags().DurationVar(&f.delay, "hsm-delay", 0, "how much longer the HSM takes for a signature")
 	must(c.MarkFlagRequired("dir"))
+	c.AddCommand(devSignCommand())
 	return c
 }
 
@@ -142,11 +145,18 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, p.stop()) }()
 	}
-	lines := &lineWriter{w: out}
+	return t.serve(ctx, cfg, &lineWriter{w: out})
+}
+
+// serve runs the appliance, and has its devices misbehave when it is told to.
+func (t *throwaway) serve(ctx context.Context, cfg *Config, out *lineWriter) error {
+	ask := make(chan os.Signal, 1)
+	signal.Notify(ask, syscall.SIGUSR1)
+	defer signal.Stop(ask)
 	ctx, cancel := context.WithCancel(ctx)
 	var faults sync.WaitGroup
-	faults.Go(func() { t.faults(ctx, lines) })
-	err = serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(lines, "ready") })
+	faults.Go(func() { t.faults(ctx, ask, out) })
+	err := serve(ctx, t.path("bullad.toml"), cfg, newLog(false), func() { fmt.Fprintln(out, "ready") })
 	cancel()
 	faults.Wait()
 	return err

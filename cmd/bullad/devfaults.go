@@ -34,17 +34,13 @@ type NTPFault struct {
 // tpmOnTime is how long a TPM may take to answer after it got its power back.
 const tpmOnTime = 30 * time.Second
 
-// faults makes the devices misbehave as the file says, at each SIGUSR1 until ctx ends, and says on out that they do, or why not.
-func (t *throwaway) faults(ctx context.Context, out io.Writer) {
-	signal.Ignore(syscall.SIGXFSZ) // a write beyond file_size then fails, instead of ending the process
-	again := make(chan os.Signal, 1)
-	signal.Notify(again, syscall.SIGUSR1)
-	defer signal.Stop(again)
+// faults makes the devices misbehave as the file says, each time it is asked to until ctx ends, and says on out that they do, or why not.
+func (t *throwaway) faults(ctx context.Context, ask <-chan os.Signal, out io.Writer) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-again:
+		case <-ask:
 		}
 		var f Faults
 		err := loadTOML(t.path(faultsFile), &f)
@@ -105,6 +101,7 @@ func limitFiles(size *int64) error {
 	}
 	l.Cur = l.Max
 	if size != nil {
+		signal.Ignore(syscall.SIGXFSZ) // a write beyond fails, instead of ending the process
 		l.Cur = min(uint64(*size), l.Max)
 	}
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &l); err != nil {
