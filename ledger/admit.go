@@ -206,8 +206,10 @@ func (l *Ledger) event(b *batch, index uint64) (body []byte, uid uint32, err err
 
 // entry reads an entry that is committed or in flight.
 func (l *Ledger) entry(index uint64) ([]byte, error) {
-	if f := l.inflight; f != nil && len(f.drafts) > 0 && index >= f.base.size() {
-		return f.content.Entries[index-f.base.size()], nil
+	for _, f := range l.line {
+		if len(f.drafts) > 0 && index >= f.base.size() {
+			return f.content.Entries[index-f.base.size()], nil
+		}
 	}
 	return l.store.Entry(index)
 }

@@ -121,12 +121,13 @@ type Ledger struct {
 	stats     stats
 	readers   readers
 
-	resnapshot atomic.Bool // the next snapshot of streams must cover all of them
+	signing    atomic.Int64 // how long the last signature took, ns
+	resnapshot atomic.Bool  // the next snapshot of streams must cover all of them
 
 	// Owned by the sequencing goroutine.
-	tip      *head   // what the last signed batch made, committed or not
-	inflight *batch  // signed and being committed; nil when tip is committed
-	window   *window // recognises repeats among the last entries
+	tip    *head    // what the last batch made, signed and committed or not
+	line   []*batch // under way, each on the one before
+	window *window  // recognises repeats among the last entries
 
 	enacting sync.Mutex // one proposal is carried out at a time
 	waiting  sync.Mutex // of what waits outside the log

@@ -134,17 +134,29 @@ func (q *queue) take() []*request {
 	return taken
 }
 
-// again puts the daemon's own records of a failed batch back, before later ones; why it failed is for those that were withdrawn.
-func (q *queue) again(own []*request, why error) {
+// back puts requests of a failed batch back, before later ones; why it failed is for the daemon's own that were withdrawn.
+func (q *queue) back(requests []*request, why error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	own = slices.DeleteFunc(own, func(r *request) bool {
-		if r.withdrawn {
+	var own, events []*request
+	for _, r := range requests {
+		switch {
+		case q.closed != nil:
+			r.done <- answer{err: q.closed}
+		case r.own && r.withdrawn:
 			r.done <- answer{err: why}
+		case r.own:
+			own = append(own, r)
+		default:
+			events = append(events, r)
+			q.n += len(r.events)
+			q.bytes += r.size
 		}
-		return r.withdrawn
-	})
-	q.own = slices.Concat(own, q.own)
+	}
+	q.own, q.events = slices.Concat(own, q.own), slices.Concat(events, q.events)
+	if len(events) > 0 {
+		q.signal()
+	}
 }
 
 // withdraw takes one of the daemon's own records back. It reports whether the record was still waiting and is gone; otherwise it is

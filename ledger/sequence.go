@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -27,8 +28,29 @@ type batch struct {
 	span     record.Span // proves the batch's own entries in its own tree
 	undo     []func()    // takes back what admitting did to the window, last first
 	streams  []store.Stream
-	done     chan struct{} // closed when the commit has returned, with err
-	err      error
+
+	signed     chan struct{} // closed when the device has answered, with unsigned
+	unsigned   error
+	committing bool
+	done       chan struct{} // closed when the commit has returned, with err
+	err        error
+}
+
+// How many batches are under way at a time. While one is signed and committed the next is made and signed, so that a signature covers
+// what came during a commit. More would only make them smaller, but for a device that takes longer than everything else: it is asked
+// for several signatures at once.
+const (
+	underway     = 2
+	underwaySlow = 4
+	slowDevice   = 2 * time.Millisecond
+)
+
+// room reports whether another batch may be made.
+func (l *Ledger) room() bool {
+	if time.Duration(l.signing.Load()) > slowDevice {
+		return len(l.line) < underwaySlow
+	}
+	return len(l.line) < underway
 }
 
 // draft is an entry before it has a place in the chain.
@@ -45,16 +67,20 @@ func (l *Ledger) run(ctx context.Context) {
 	retry := time.NewTimer(0)
 	<-retry.C
 	for {
+		var wake <-chan struct{}
+		if l.room() {
+			wake = l.queue.wake
+		}
 		var err error
 		select {
-		case <-l.queue.wake:
+		case <-wake:
 			err = l.sequence(l.queue.take())
 		case <-retry.C:
-			err = l.sequence(l.queue.take())
-		case <-l.settled():
-			err = l.settle(nil)
+			l.queue.signal()
+		case <-l.moved():
+			err = l.advance()
 		case <-ctx.Done():
-			if err := l.settle(nil); errors.Is(err, ErrUnknown) {
+			if err := l.drain(); errors.Is(err, ErrUnknown) {
 				l.fatal.Store(&err)
 			}
 			l.queue.close(&Refusal{Code: record.CodeInternal, Message: "the appliance is shutting down"})
@@ -71,17 +97,19 @@ func (l *Ledger) run(ctx context.Context) {
 	}
 }
 
-// sequence turns what was waiting into evidence. Signing overlaps the commit of the batch before; everything else is in order.
-// The error says why the batch failed; its requests have been answered or put back by then.
+// sequence turns what was waiting into evidence. A batch is signed while the one before it is signed and committed; everything else
+// is in order. The error says why the batch failed; its requests have been answered or put back by then.
 func (l *Ledger) sequence(requests []*request) error {
-	b := &batch{requests: requests, base: l.tip, done: make(chan struct{})}
+	b := &batch{requests: requests, signed: make(chan struct{}), done: make(chan struct{})}
 
-	// 0. What officers say is judged by what is durable: nothing is in flight meanwhile.
+	// 0. What officers say is judged by what is durable: nothing is under way meanwhile.
 	if len(requests) == 1 && requests[0].governs() {
-		if err := l.settle(b); err != nil {
+		if err := l.drain(); err != nil {
+			l.answer(b, err)
 			return err
 		}
 	}
+	b.base = l.tip
 
 	// 1. Stamp. One reading for the batch: when its requests had been received. It is taken before their order is fixed, so
 	// that time never runs backwards along the log unless the machine's clock does.
@@ -105,23 +133,79 @@ func (l *Ledger) sequence(requests []*request) error {
 	}
 
 	// 4. Sign the new head. The signature stays here until step 6 has returned: nothing signed leaves before it is durable.
-	if err := l.sign(b); err != nil {
-		return l.abandon(b, &Refusal{Code: b.next.lines.device, Message: "the log cannot be signed: " + err.Error(), RetryAfter: time.Second, Err: err})
-	}
+	go l.sign(b)
 
-	// 5. Wait for the batch before. If it failed, this one stands on nothing, and fails with it: its signature is destroyed.
-	if err := l.settle(b); err != nil {
-		return err
-	}
+	// 5. Wait in line: for the signature, and for the batch before. If that fails, this one stands on nothing, and its signature is
+	// destroyed. advance goes on from here.
+	l.tip, l.line = b.next, append(l.line, b)
+	return nil
+}
 
-	// 6. Commit entries, tree and signed head in one transaction; then answer. The next batch forms meanwhile.
-	l.tip, l.inflight = b.next, b
-	go l.commit(b)
+// moved is readable when the first batch in line was signed, or committed, or failed in that; never when there is none.
+func (l *Ledger) moved() <-chan struct{} {
+	switch {
+	case len(l.line) == 0:
+		return nil
+	case l.line[0].committing:
+		return l.line[0].done
+	}
+	return l.line[0].signed
+}
+
+// advance takes the first batch in line on.
+func (l *Ledger) advance() error {
+	b := l.line[0]
+	switch {
+	case b.unsigned != nil:
+		why := &Refusal{Code: b.next.lines.device, Message: "the log cannot be signed: " + b.unsigned.Error(), RetryAfter: time.Second, Err: b.unsigned}
+		return l.fail(why, true)
+	case !b.committing:
+		// 6. Commit entries, tree and signed head in one transaction; then answer. The next batch forms meanwhile.
+		b.committing = true
+		go l.commit(b)
+		return nil
+	case b.err != nil:
+		return l.fail(b.err, false)
+	}
+	l.line = l.line[1:]
+	l.window.forget(b.next.size())
+	return nil
+}
+
+// fail gives up the first batch in line, and those stacked on it: all are undone, last first, and the ledger is back at the head
+// before them. The stacked ones' requests share the fate of the first, or are sequenced again.
+func (l *Ledger) fail(why error, again bool) error {
+	first, stacked := l.line[0], l.line[1:]
+	for _, b := range slices.Backward(stacked) {
+		<-b.signed
+		if again {
+			l.undo(b)
+			l.queue.back(b.requests, why)
+			continue
+		}
+		_ = l.abandon(b, why)
+	}
+	l.tip, l.line = first.base, nil
+	return l.abandon(first, why)
+}
+
+// drain waits until nothing is under way. The error is of a batch that failed meanwhile.
+func (l *Ledger) drain() error {
+	for len(l.line) > 0 {
+		<-l.moved()
+		if err := l.advance(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // chain makes the entries of b's drafts, and the head over them with the keys that are to sign it.
 func (l *Ledger) chain(b *batch, stamp clock.Stamp) error {
+	if len(b.drafts) == 0 { // only repeats: the head before covers them
+		b.next, b.span = b.base, record.Span{Base: b.base.tree, Size: b.base.size()}
+		return nil
+	}
 	next, err := l.compose(b, stamp)
 	if err != nil {
 		return err
@@ -195,19 +279,19 @@ func fold(s *ceremony.State, kind record.Kind, entry []byte, leaf record.Hash) e
 }
 
 // sign makes the signed checkpoint over b's head. Signers verify what their device returned before they return it.
-func (l *Ledger) sign(b *batch) error {
-	if len(b.drafts) == 0 { // only repeats: the head before covers them
-		b.next = b.base
-		return nil
+func (l *Ledger) sign(b *batch) {
+	defer close(b.signed)
+	if len(b.drafts) == 0 {
+		return
 	}
 	start := time.Now()
 	signed, err := note.Sign(&note.Note{Text: l.text(b.next)}, b.next.lines.log)
-	l.stats.signed(time.Since(start))
-	if err != nil {
-		return err
+	took := time.Since(start)
+	l.signing.Store(int64(took))
+	l.stats.signed(took)
+	if b.unsigned = err; err == nil {
+		b.next.checkpoint, b.content.Checkpoint = signed, signed
 	}
-	b.next.checkpoint, b.content.Checkpoint = signed, signed
-	return nil
 }
 
 // text is the checkpoint of a head, unsigned.
@@ -215,7 +299,7 @@ func (l *Ledger) text(h *head) string {
 	return record.Checkpoint{Origin: l.cfg.Origin, Size: h.size(), Root: h.tree.Root()}.Text()
 }
 
-// commit makes b durable and answers its requests. A failure is left to settle, which knows what was stacked on b.
+// commit makes b durable and answers its requests. A failure is left to advance, which knows what was stacked on b.
 func (l *Ledger) commit(b *batch) {
 	defer func() {
 		close(b.done)
@@ -250,45 +334,22 @@ func failure(err error) error {
 	}
 }
 
-// settled is readable when the batch in flight has been committed or has failed; never when there is none.
-func (l *Ledger) settled() <-chan struct{} {
-	if l.inflight == nil {
-		return nil
-	}
-	return l.inflight.done
-}
-
-// settle waits for the batch in flight. If it failed, so does the batch stacked on it (or nil): both are undone, last first, the
-// ledger is back at the committed head, their requests are answered, and settle returns why.
-func (l *Ledger) settle(stacked *batch) error {
-	b := l.inflight
-	if b == nil {
-		return nil
-	}
-	<-b.done
-	l.inflight = nil
-	if b.err == nil {
-		l.window.forget(b.next.size())
-		return nil
-	}
-	if stacked != nil {
-		_ = l.abandon(stacked, b.err)
-	}
-	l.tip = b.base
-	return l.abandon(b, b.err)
-}
-
 // abandon undoes what admitting b did to numbers and streams, answers its requests with why, and returns why.
 func (l *Ledger) abandon(b *batch, why error) error {
+	l.undo(b)
+	l.stats.failed(why)
+	l.answer(b, why)
+	return why
+}
+
+// undo takes back what admitting b did to the window.
+func (l *Ledger) undo(b *batch) {
 	for i := len(b.undo) - 1; i >= 0; i-- {
 		b.undo[i]()
 	}
 	if b.streams != nil {
 		l.resnapshot.Store(true)
 	}
-	l.stats.failed(why)
-	l.answer(b, why)
-	return why
 }
 
 // answer tells every request of b how it went; without an error, b is durable. The daemon's own records of a batch that failed go
@@ -306,6 +367,6 @@ func (l *Ledger) answer(b *batch, err error) {
 		}
 	}
 	if len(own) > 0 {
-		l.queue.again(own, err)
+		l.queue.back(own, err)
 	}
 }

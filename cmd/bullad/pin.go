@@ -129,9 +129,13 @@ type givenPIN struct {
 	pin    []byte
 }
 
+// sessions of a token: a slow one is asked for several signatures at once.
+const sessions = 4
+
 // tokenConfig is what a URI says of its token, with PINs that the TPM keeps.
 func (d *devices) tokenConfig(u hsm.URI) hsm.TokenConfig {
 	tc := u.TokenConfig()
+	tc.Sessions = sessions
 	file, kept := strings.CutPrefix(u.PINSource, pinScheme)
 	switch {
 	case kept && d.given.source == u.PINSource:
