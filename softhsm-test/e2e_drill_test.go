@@ -105,10 +105,38 @@ func TestDrill(t *testing.T) {
 		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
 	}
 
-	// An existing one goes on; a directory that bullad dev did not make is left alone.
+	// Copies of its log's file, of before and after another drill, as of a real one. They are only read.
+	copyOf := func(name string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, "dev.db"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(filepath.Dir(dir), name), b, 0o400)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(filepath.Dir(dir), name)
+	}
+	older := copyOf("older.db")
 	if out, _ := drill(0, "--dir", dir, "--only", "hsm-loss"); !strings.Contains(string(out), "hsm-loss  detected") {
 		t.Errorf("on an existing appliance: %s", out)
 	}
+	newer, policy := copyOf("newer.db"), filepath.Join(dir, "auditor.policy")
+	out, _ = drill(0, "--shadow", older, "--shadow", newer, "--policy", policy, "--json")
+	rep = drilled{}
+	if err := json.Unmarshal(out, &rep); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"shadow-flip", "shadow-cut", "shadow-put-back"} {
+		if i >= len(rep.Drills) || rep.Drills[i].Name != name || rep.Drills[i].Outcome != "detected" {
+			t.Errorf("of copies, no %s was detected: %s", name, out)
+		}
+	}
+	if out, _ := drill(0, "--shadow", newer, "--policy", policy); !strings.Contains(string(out), "shadow-put-back  not run") {
+		t.Errorf("of one copy: %s", out)
+	}
+
+	// A directory that bullad dev did not make is left alone.
 	real := filepath.Join(filepath.Dir(dir), "real")
 	if err := os.Mkdir(real, 0o700); err != nil {
 		t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +22,8 @@ import (
 // drillFlags is what `bulla drill` is told.
 type drillFlags struct {
 	dir    string
+	shadow []string
+	policy string
 	bullad string
 	out    string
 	only   []string
@@ -35,54 +36,73 @@ const (
 
 func (t *tool) drillCommand() *cobra.Command {
 	var f drillFlags
-	var names []string
-	for _, d := range drills {
-		names = append(names, fmt.Sprintf("  %-12s %s", d.name, d.does))
-	}
 	cmd := &cobra.Command{
-		Use:   "drill --dir DIR",
+		Use:   "drill --dir DIR | --shadow FILE... --policy FILE",
 		Short: "Attack a throwaway appliance, and show that each attack is noticed",
 		Long: `drill has an appliance that bullad dev made attacked, or one of its devices fail, and shows what noticed it, after how long, and whether
 service resumed:
 
-` + strings.Join(names, "\n") + `
+` + named(drills) + `
 
 DIR is new, or holds a dev appliance that is not running; any other directory is refused. Each drill works on a copy of it, and its
 outcome is recorded in DIR's own log, as an event of type bulla.drill. Neither another appliance nor the machine's clock is touched.
 
+--shadow takes copies of a real log's file instead, made while its bullad was stopped (with FILE-wal, if that was killed), and does to
+copies of them what can be done at rest. FILE is only read. Nothing is recorded.
+
+` + named(shadowDrills) + `
+
 A drill is detected only if everything noticed it that should (docs/drill.md). Exit codes: 0 every drill that ran was detected; 1 one
 was not.`,
-		Example: "  bulla drill --dir drill --out drill-report.md\n  bulla drill --dir dev --only rollback,fork --json",
+		Example: "  bulla drill --dir drill --out drill-report.md\n  bulla drill --dir dev --only rollback,fork --json\n  bulla drill --shadow monday/audit.db --shadow friday/audit.db --policy auditor.policy",
 		Args:    args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			chosen, err := chooseDrills(f.only)
-			if err != nil {
-				return err
-			}
-			if f.dir == "" {
-				return usagef("--dir: name a new directory, or one that bullad dev made")
-			}
-			if f.dir, err = checkDrillDir(f.dir); err != nil {
-				return err
-			}
-			if f.bullad, err = findBullad(f.bullad); err != nil {
-				return err
-			}
-			return t.drill(cmd.Context(), f, chosen)
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return t.drill(cmd.Context(), f) },
 	}
 	cmd.Flags().StringVar(&f.dir, "dir", "", "directory of the throwaway appliance")
+	cmd.Flags().StringArrayVar(&f.shadow, "shadow", nil, "copy of a log's file; may be repeated")
+	cmd.Flags().StringVar(&f.policy, "policy", "", "with --shadow: file that says what to trust")
 	cmd.Flags().StringVar(&f.bullad, "bullad", "", "the bullad program (default: the one beside bulla, or in PATH)")
 	cmd.Flags().StringVar(&f.out, "out", "", "file for a report in Markdown")
 	cmd.Flags().StringSliceVar(&f.only, "only", nil, "names of drills (default: all)")
 	return cmd
 }
 
-func chooseDrills(only []string) ([]*drill, error) {
+// drill runs drills and reports them; the error carries the exit code.
+func (t *tool) drill(ctx context.Context, f drillFlags) error {
+	all := drills
+	switch {
+	case t.log != "":
+		return usagef("--log: drills are of the first log of a dev appliance, or of the copies given")
+	case (f.dir == "") == (len(f.shadow) == 0):
+		return usagef("give --dir with a new directory or one that bullad dev made, or --shadow with copies of a log's file")
+	case len(f.shadow) > 0:
+		all = shadowDrills
+	case f.policy != "":
+		return usagef("--policy goes with --shadow: a dev appliance has its own")
+	}
+	chosen, err := chooseDrills(all, f.only)
+	if err != nil {
+		return err
+	}
+	if f.dir != "" {
+		if f.dir, err = checkDrillDir(f.dir); err != nil {
+			return err
+		}
+	}
+	if f.bullad, err = findBullad(f.bullad); err != nil {
+		return err
+	}
+	if len(f.shadow) > 0 {
+		return t.drillShadow(ctx, f, chosen)
+	}
+	return t.drillLive(ctx, f, chosen)
+}
+
+func chooseDrills(all []drill, only []string) ([]*drill, error) {
 	var out []*drill
-	for i := range drills {
-		if len(only) == 0 || slices.Contains(only, drills[i].name) {
-			out = append(out, &drills[i])
+	for i := range all {
+		if len(only) == 0 || slices.Contains(only, all[i].name) {
+			out = append(out, &all[i])
 		}
 	}
 	for _, name := range only {
@@ -124,10 +144,13 @@ type lab struct {
 	size     uint64 // of the log before the drills
 	mark     string // what an event of it holds, and nothing else
 	evidence string // an export of it
+
+	shadows []*shadow // instead of an appliance
+	policy  *verify.Policy
 }
 
-// drill runs drills and reports them; the error carries the exit code.
-func (t *tool) drill(ctx context.Context, f drillFlags, chosen []*drill) (err error) {
+// inLab has drills done in a directory for copies, and reports them.
+func (t *tool) inLab(f drillFlags, do func(*lab, *drillReport) error) (err error) {
 	work, err := os.MkdirTemp("", "drill") // sockets need short paths
 	if err != nil {
 		return err
@@ -135,14 +158,32 @@ func (t *tool) drill(ctx context.Context, f drillFlags, chosen []*drill) (err er
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	l := &lab{t: t, bullad: f.bullad, base: f.dir, work: work}
 	rep := &drillReport{Began: time.Now().UTC(), Tool: "bulla " + version()}
-
-	// 1. An appliance with something in its log.
-	if err := l.prepare(ctx, rep); err != nil {
+	if err := do(l, rep); err != nil {
 		return err
 	}
-	// 2. The drills, each on a copy.
+	return t.reportDrills(rep, f.out)
+}
+
+// drillLive attacks an appliance.
+func (t *tool) drillLive(ctx context.Context, f drillFlags, chosen []*drill) error {
+	return t.inLab(f, func(l *lab, rep *drillReport) error {
+		// 1. An appliance with something in its log.
+		if err := l.prepare(ctx, rep); err != nil {
+			return err
+		}
+		// 2. The drills, each on a copy.
+		if err := l.runAll(ctx, rep, chosen); err != nil {
+			return err
+		}
+		// 3. What came of them, in the log.
+		return l.record(ctx, rep)
+	})
+}
+
+// runAll runs drills, some at the same time.
+func (l *lab) runAll(ctx context.Context, rep *drillReport, chosen []*drill) error {
 	rep.Drills = make([]drillResult, len(chosen))
-	p := t.progress("drilling:")
+	p := l.t.progress("drilling:")
 	p.unit = "drills"
 	var mu sync.Mutex
 	var ended uint64
@@ -158,17 +199,10 @@ func (t *tool) drill(ctx context.Context, f drillFlags, chosen []*drill) (err er
 			return ctx.Err()
 		})
 	}
-	err = g.Wait()
+	err := g.Wait()
 	p.clear()
-	if err != nil {
-		return err
-	}
 	rep.Ended = time.Now().UTC()
-	// 3. What came of them, in the log.
-	if err := l.record(ctx, rep); err != nil {
-		return err
-	}
-	return t.reportDrills(rep, f.out)
+	return err
 }
 
 // prepare starts the appliance, has some events taken and sealed, and stops it.
@@ -252,6 +286,6 @@ func (l *lab) record(ctx context.Context, rep *drillReport) (err error) {
 	if err != nil {
 		return coded(exitUnavailable, fmt.Errorf("recording the drills: %w", err))
 	}
-	rep.Entry, rep.Leaf = receipt.Index, record.LeafHash(receipt.Entry).String()
+	rep.Entry, rep.Leaf = &receipt.Index, record.LeafHash(receipt.Entry).String()
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -108,7 +107,7 @@ func (x *trying) expect(ctx context.Context, by, what string, look func(context.
 	defer cancel()
 	for {
 		limit := drillCall
-		if by == byVerifier {
+		if by == byVerifier || by == byExport || by == byStart { // no single call
 			limit = drillPatience
 		}
 		call, end := context.WithTimeout(ctx, limit)
@@ -619,7 +618,10 @@ func flipIn(dir, text string) (places int, err error) {
 		return 0, err
 	}
 	for _, name := range names {
-		n, err := flipInFile(filepath.Join(dir, name), []byte(text))
+		n, err := eachPlace(filepath.Join(dir, name), []byte(text), func(f *os.File, at int64) error {
+			_, err := f.WriteAt([]byte{text[len(text)-1] ^ 1}, at+int64(len(text))-1)
+			return err
+		})
 		if err != nil {
 			return 0, err
 		}
@@ -629,26 +631,4 @@ func flipIn(dir, text string) (places int, err error) {
 		return 0, fmt.Errorf("the store in %s does not hold the event", dir)
 	}
 	return places, nil
-}
-
-func flipInFile(path string, text []byte) (places int, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	b, err := io.ReadAll(f)
-	if err != nil {
-		return 0, err
-	}
-	for at := 0; ; places++ {
-		i := bytes.Index(b[at:], text)
-		if i < 0 {
-			return places, nil
-		}
-		at += i + len(text)
-		if _, err := f.WriteAt([]byte{b[at-1] ^ 1}, int64(at-1)); err != nil {
-			return 0, err
-		}
-	}
 }

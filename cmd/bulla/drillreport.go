@@ -30,7 +30,8 @@ const (
 	byClock    = "clock entry"
 	bySeal     = "seal"
 	byVerifier = "verifier"
-	byStart    = "start" // which is refused
+	byStart    = "start"  // of the daemon, which does not
+	byExport   = "export" // of a file at rest
 )
 
 // drillReport is the outcome of drills. Its JSON form is stable: members may be added, none changes its meaning.
@@ -38,11 +39,13 @@ type drillReport struct {
 	Began  time.Time     `json:"began"`
 	Ended  time.Time     `json:"ended"`
 	Tool   string        `json:"tool"`
-	Bullad string        `json:"bullad"` // version
+	Bullad string        `json:"bullad,omitempty"` // version
 	Log    string        `json:"log"`
-	Entry  uint64        `json:"entry"` // where the outcome is recorded in it
-	Leaf   string        `json:"leaf"`  // hash of that entry, base64
+	Entry  *uint64       `json:"entry,omitempty"` // where the outcome is recorded in it
+	Leaf   string        `json:"leaf,omitempty"`  // hash of that entry, base64
 	Drills []drillResult `json:"drills"`
+
+	Shadows []string `json:"shadows,omitempty"` // copies of log files, instead of an appliance
 }
 
 // drillResult is the outcome of one drill.
@@ -193,7 +196,10 @@ func (rep *drillReport) writeText(out io.Writer) error {
 			fmt.Fprintf(out, "\n%s: %s: %s\n", r.Name, r.Outcome, r.Why)
 		}
 	}
-	_, err := fmt.Fprintf(out, "\nrecorded in entry %d of %s, leaf hash %s\n", rep.Entry, rep.Log, rep.Leaf)
+	if rep.Entry == nil {
+		return nil
+	}
+	_, err := fmt.Fprintf(out, "\nrecorded in entry %d of %s, leaf hash %s\n", *rep.Entry, rep.Log, rep.Leaf)
 	return err
 }
 
@@ -219,8 +225,12 @@ func (rep *drillReport) writeMarkdown(b *bytes.Buffer) {
 		verdict = "**Not every drill was detected.**"
 	}
 	fmt.Fprintf(b, "# Drills of %s\n\n%s\n\n", rep.Log, verdict)
-	fmt.Fprintf(b, "%s to %s, %s, bullad %s, on a throwaway appliance (`bullad dev`) and copies of it.\n", rep.Began.Format(time.RFC3339), rep.Ended.Format(time.RFC3339), rep.Tool, rep.Bullad)
-	fmt.Fprintf(b, "Recorded in entry %d, leaf hash `%s`.\n\n", rep.Entry, rep.Leaf)
+	fmt.Fprintf(b, "%s to %s, %s, ", rep.Began.Format(time.RFC3339), rep.Ended.Format(time.RFC3339), rep.Tool)
+	if rep.Entry != nil {
+		fmt.Fprintf(b, "bullad %s, on a throwaway appliance (`bullad dev`) and copies of it.\nRecorded in entry %d, leaf hash `%s`.\n\n", rep.Bullad, *rep.Entry, rep.Leaf)
+	} else {
+		fmt.Fprintf(b, "on copies of %s.\n\n", cell(strings.Join(rep.Shadows, ", ")))
+	}
 	fmt.Fprintf(b, "| drill | outcome | noticed by | after | service |\n|---|---|---|---|---|\n")
 	for i := range rep.Drills {
 		r := &rep.Drills[i]

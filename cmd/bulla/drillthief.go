@@ -161,8 +161,7 @@ func (l *lab) rewrite(ctx context.Context, src verify.Source) ([][]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	text, _, _ := bytes.Cut(signed, []byte("\n\n")) // the drill's own export
-	head, err := record.ParseCheckpoint(string(text) + "\n")
+	head, err := headOf(signed)
 	if err != nil {
 		return nil, err
 	}
