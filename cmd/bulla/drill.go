@@ -201,8 +201,11 @@ func (l *lab) runAll(ctx context.Context, rep *drillReport, chosen []*drill) err
 	}
 	err := g.Wait()
 	p.clear()
+	if err != nil {
+		return coded(exitUnavailable, fmt.Errorf("interrupted, and nothing recorded: %w", err))
+	}
 	rep.Ended = time.Now().UTC()
-	return err
+	return nil
 }
 
 // prepare starts the appliance, has some events taken and sealed, and stops it.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -231,10 +230,11 @@ func (l *lab) signStolen(ctx context.Context, stolen string, head record.Checkpo
 	ctx, cancel := context.WithTimeout(ctx, drillPatience)
 	defer cancel()
 	c := exec.CommandContext(ctx, l.bullad, "dev", "sign", "--dir", stolen, "--log", l.log)
-	c.Stdin, c.Stderr = strings.NewReader(head.Text()), os.Stderr
+	var says lastWords
+	c.Stdin, c.Stderr = strings.NewReader(head.Text()), &says
 	signed, err := c.Output()
 	if err != nil {
-		return nil, fmt.Errorf("signing with the stolen keys: %w", err)
+		return nil, fmt.Errorf("signing with the stolen keys: %w: %s", err, printable(says.String(), 500))
 	}
 	return signed, nil
 }

@@ -72,6 +72,18 @@ type devFlags struct {
 	clear   bool          // the TPM
 }
 
+func (f *devFlags) check(fresh bool) error {
+	switch {
+	case f.delay < 0:
+		return usagef("--hsm-delay: must not be negative")
+	case f.logs < 1 || f.logs > devLogs || f.tpmKey && f.logs > 1:
+		return usagef("--logs: must be 1 to %d, and 1 with --tpm-key", devLogs)
+	case f.clear && fresh:
+		return usagef("--clear-tpm: %s holds no dev appliance", f.dir)
+	}
+	return nil
+}
+
 const (
 	devSources = 5
 	devLogs    = 16
@@ -95,19 +107,13 @@ func (t *throwaway) path(name string) string { return filepath.Join(t.dir, name)
 
 // dev makes or reopens the appliance and serves it.
 func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
-	if f.delay < 0 {
-		return usagef("--hsm-delay: must not be negative")
-	}
-	if _, err := os.Stat(filepath.Join(f.dir, "bullad.toml")); err != nil && f.clear {
-		return usagef("--clear-tpm: %s holds no dev appliance", f.dir)
-	}
-	if f.logs < 1 || f.logs > devLogs || f.tpmKey && f.logs > 1 {
-		return usagef("--logs: must be 1 to %d, and 1 with --tpm-key", devLogs)
-	}
 	t := &throwaway{dir: f.dir}
 	defer func() { err = errors.Join(err, t.close()) }()
 	_, statErr := os.Stat(t.path("bullad.toml"))
 	fresh := errors.Is(statErr, fs.ErrNotExist)
+	if err := f.check(fresh); err != nil {
+		return err
+	}
 	if fresh {
 		err = t.create(ctx)
 	} else {
