@@ -295,3 +295,135 @@ func TestCeremonies(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCeremonyAttacks tries at a running appliance what must not be taken. Each is refused by its rule, and the refusal is in the log.
+func TestCeremonyAttacks(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	daemon := startDev(t, dir)
+	w := browse(t, dir)
+	c := newCouncil(t, w, dir)
+	state := c.chronicle().State()
+	policy := state.Policy
+	set := &ceremony.PolicySet{Clock: policy.Clock, Quotas: policy.Quotas, Roles: policy.Roles, Seal: policy.Seal}
+	if _, err := softhsmtest.CreateOfficer(filepath.Join(dir, "officers"), "mallory"); err != nil {
+		t.Fatal(err)
+	}
+	soon := time.Now().Add(time.Hour).UnixNano()
+	document := func(change func(p *ceremony.Proposal)) []byte {
+		t.Helper()
+		b, err := state.Propose(set, "alice", c.head(), soon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := ceremony.ParseProposal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(p)
+		if b, err = record.MarshalCanonical(p); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	propose := func(document []byte, signature string) api.FailureDetail {
+		var taken api.Taken
+		return c.post("/v1/proposals", &ceremony.Proposed{Document: document, Signature: signature}, &taken)
+	}
+	proposing := func(change func(p *ceremony.Proposal)) func() api.FailureDetail {
+		return func() api.FailureDetail {
+			d := document(change)
+			return propose(d, c.sign("alice", d, ceremony.Approve))
+		}
+	}
+	honest := func(*ceremony.Proposal) {}
+	open, number := c.propose(set)
+	other := document(func(p *ceremony.Proposal) { p.Number = number })
+	approve := func(officer, signature string) api.FailureDetail {
+		var taken api.Taken
+		return c.post("/v1/approvals", &ceremony.Approval{Decision: ceremony.Approve, Document: ceremony.DocumentHash(open), Number: number, Officer: officer, Signature: signature}, &taken)
+	}
+	otherGenesis, err := ceremony.GenesisDocument(policy.Origin, record.Hash{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := map[string]int{}
+	try := func(name string, rule ceremony.Rule, attempt func() api.FailureDetail) {
+		t.Helper()
+		f := attempt()
+		if f.Field != "ceremony."+string(rule) {
+			t.Errorf("%s: %+v, want a refusal by rule %s", name, f, rule)
+		}
+		refused[f.Message]++
+	}
+	next := func(p *ceremony.Proposal) { p.Number = number + 1 }
+	try("another log", ceremony.RuleLog, proposing(func(p *ceremony.Proposal) { next(p); p.Log = "elsewhere.example/log" }))
+	try("a number that was used", ceremony.RuleNumber, proposing(honest))
+	try("another state", ceremony.RuleState, proposing(func(p *ceremony.Proposal) { next(p); p.State = record.Hash{1} }))
+	try("a head that is not in the log", ceremony.RuleHead, proposing(func(p *ceremony.Proposal) { next(p); p.Head.Root = record.Hash{1} }))
+	try("expired", ceremony.RuleExpired, proposing(func(p *ceremony.Proposal) {
+		next(p)
+		p.Expires = string(record.AppendTime(nil, time.Now().Add(-time.Minute).UnixNano()))
+	}))
+	try("altered by a byte", ceremony.RuleSignature, func() api.FailureDetail {
+		signed := c.sign("alice", document(next), ceremony.Approve)
+		return propose(document(func(p *ceremony.Proposal) { next(p); p.Expires = string(record.AppendTime(nil, soon+1)) }), signed)
+	})
+	try("a rotation to a key that nobody generated", ceremony.RuleDocument, func() api.FailureDetail {
+		d, err := c.chronicle().State().Propose(&ceremony.KeyRotate{Old: ceremony.OldSigns, Purpose: ceremony.PurposeLog, SPKI: record.Hash{1}}, "alice", c.head(), soon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return propose(d, c.sign("alice", d, ceremony.Approve))
+	})
+	try("one officer twice", ceremony.RuleDuplicate, func() api.FailureDetail { return approve("alice", c.sign("alice", open, ceremony.Approve)) })
+	try("another key of an officer", ceremony.RuleKey, func() api.FailureDetail { return approve("bob", c.sign("mallory", open, ceremony.Approve)) })
+	try("an unknown officer", ceremony.RuleOfficer, func() api.FailureDetail { return approve("mallory", c.sign("mallory", open, ceremony.Approve)) })
+	try("another namespace", ceremony.RuleNamespace, func() api.FailureDetail { return approve("bob", c.sign("bob", open, ceremony.Reject)) })
+	try("the signature of another proposal", ceremony.RuleSignature, func() api.FailureDetail { return approve("bob", c.sign("bob", other, ceremony.Approve)) })
+	try("the genesis of another log from the same plan", ceremony.RuleDocument, func() api.FailureDetail {
+		var taken api.Taken
+		return c.post("/v1/approvals", &ceremony.Approval{
+			Decision: ceremony.Approve, Document: ceremony.DocumentHash(otherGenesis), Officer: "carol", Signature: c.sign("carol", otherGenesis, ceremony.Approve),
+		}, &taken)
+	})
+	try("enacted by too few", ceremony.RuleThreshold, func() api.FailureDetail { _, f := c.enact(open, number, false); return f })
+
+	// Approved, and then the state changes under it: it is void. What was enacted is not enacted again.
+	if _, f := c.approve("bob", open, number); f.Code != "" {
+		t.Fatal(f)
+	}
+	c.carry(set)
+	try("approvals from before the state changed", ceremony.RuleClosed, func() api.FailureDetail { _, f := c.enact(open, number, false); return f })
+	all := c.chronicle().Ceremonies()
+	if last := all[len(all)-1]; !last.Enacted {
+		t.Fatalf("%+v", all)
+	}
+	// The policy says now who the officers' users are, and a producer is none of them.
+	users := *set
+	me := uint32(os.Getuid())
+	users.Roles = []ceremony.Role{{Name: ceremony.Producer, UIDs: []uint32{me}}, {Name: ceremony.Auditor, Any: true}, {Name: ceremony.Security, UIDs: []uint32{me + 1}}}
+	c.carry(&users)
+	if _, f := c.approve("bob", open, number); f.Code != record.CodeForbidden || !strings.Contains(f.Message, fmt.Sprintf("uid %d", me)) {
+		t.Errorf("a producer's user on the officers' calls: %+v", f)
+	} else {
+		refused[f.Message]++
+	}
+	for _, a := range w.accesses(t) {
+		if a.Denied && strings.HasPrefix(a.Action, "ceremony.") {
+			for message := range refused {
+				if strings.Contains(a.Query, message) {
+					refused[message]--
+				}
+			}
+		}
+	}
+	for message, missing := range refused {
+		if missing > 0 {
+			t.Errorf("%d refusals are not in the log: %s", missing, message)
+		}
+	}
+	if code := daemon.stop(); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, daemon.stderr)
+	}
+}
