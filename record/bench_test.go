@@ -111,6 +111,27 @@ func benchmarkCheck(b *testing.B) {
 			}
 		}
 	})
+	b.Run("entries", func(b *testing.B) { // by one producer, each with a stamp of its own
+		e := Entry{Index: 1, Kind: KindEvent, Log: testOrigin, Prev: Hash{1}, Producer: &Producer{Exe: "/usr/sbin/sshd", PID: 7, Unit: "ssh.service"}, Stamp: testStamp(), Body: event300}
+		var src [2][]byte
+		size := 0
+		for i := range src {
+			var err error
+			e.Stamp.Sys, e.Stamp.Age = e.Stamp.Sys+1000, e.Stamp.Age+1000
+			if src[i], err = e.Append(nil); err != nil {
+				b.Fatal(err)
+			}
+			size = len(src[i])
+		}
+		b.ReportAllocs()
+		b.SetBytes(int64(size))
+		var p EntryParser
+		for i := 0; b.Loop(); i++ {
+			if err := p.Parse(&e, src[i%2]); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("checkpoint", func(b *testing.B) {
 		s, v := newSigner(b, testOrigin, testKey(b, elliptic.P256(), "a"))
 		signed, err := note.Sign(&note.Note{Text: Checkpoint{testOrigin, 0, new(Tree).Root()}.Text()}, s)

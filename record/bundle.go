@@ -12,23 +12,26 @@ func AppendBundle(dst []byte, entry []byte) []byte {
 }
 
 // ParseBundle splits a bundle into its 1 to MaxBundle entries, which are parts of b and not yet checked.
-func ParseBundle(b []byte) ([][]byte, error) {
+func ParseBundle(b []byte) ([][]byte, error) { return AppendEntries(nil, b) }
+
+// AppendEntries is ParseBundle into a slice that is there: it appends the entries.
+func AppendEntries(dst [][]byte, b []byte) ([][]byte, error) {
 	if len(b) > maxBundleBytes {
 		return nil, tooLarge("", len(b), maxBundleBytes)
 	}
-	var entries [][]byte
+	entries := dst
 	for len(b) > 0 {
-		if len(entries) == MaxBundle {
+		if len(entries)-len(dst) == MaxBundle {
 			return nil, refuse("", "a bundle has at most %d entries", MaxBundle)
 		}
 		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) {
-			return nil, refuse("", "the bundle ends within entry %d", len(entries))
+			return nil, refuse("", "the bundle ends within entry %d", len(entries)-len(dst))
 		}
 		n := 2 + int(binary.BigEndian.Uint16(b))
 		entries = append(entries, b[2:n:n])
 		b = b[n:]
 	}
-	if len(entries) == 0 {
+	if len(entries) == len(dst) {
 		return nil, refuse("", "the bundle is empty")
 	}
 	return entries, nil

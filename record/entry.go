@@ -105,12 +105,19 @@ func (p *Producer) check() error {
 }
 
 func printable(s string) bool {
-	for _, r := range s {
+	i := 0
+	for i < len(s) && ' ' <= s[i] && s[i] <= '~' {
+		i++
+	}
+	if i == len(s) {
+		return true
+	}
+	for _, r := range s[i:] {
 		if !unicode.IsPrint(r) {
 			return false
 		}
 	}
-	return utf8.ValidString(s)
+	return utf8.ValidString(s[i:])
 }
 
 // CheckOrigin refuses what cannot be the name of a log: 1 to MaxOrigin bytes of printable UTF-8 without spaces and plus signs
@@ -205,13 +212,11 @@ func checkBody(kind Kind, body []byte) error {
 // ParseEntry reads an entry's bytes. It accepts exactly what Append makes; the bodies of events are checked as events, those of
 // other kinds as canonical objects. The entry's Body is a part of b. Errors are *FieldError.
 func ParseEntry(b []byte) (*Entry, error) {
-	if len(b) > MaxEntry {
-		return nil, tooLarge("", len(b), MaxEntry)
+	e := new(Entry)
+	if err := (&EntryParser{single: true}).Parse(e, b); err != nil {
+		return nil, err
 	}
-	if e, ok := scanEntry(b); ok {
-		return e, nil
-	}
-	return parseEntry(b)
+	return e, nil
 }
 
 // parseEntry is ParseEntry by the reference: decode, encode, compare.

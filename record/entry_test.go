@@ -130,6 +130,7 @@ func TestEntryRoundTrip(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	kinds := []Kind{KindGenesis, KindEvent, KindClock, KindSeal, KindProposal, KindApproval, KindEnactment, KindAccess, KindSystem, KindToken, KindBlob}
 	pick := func(n int64) int64 { return r.Int64N(n) >> r.IntN(53) }
+	var log EntryParser
 	for range 3000 {
 		s := clock.Stamp{Sys: pick(1 << 62), State: clock.State(r.IntN(5)), Epoch: r.Uint32() >> r.IntN(32)}
 		if s.HasEstimate = r.IntN(4) > 0; s.HasEstimate {
@@ -165,6 +166,9 @@ func TestEntryRoundTrip(t *testing.T) {
 		if !ok || !reflect.DeepEqual(fast, e) {
 			t.Fatalf("%s: is read as %+v", b, fast)
 		}
+		if ok := log.scan(fast, b); !ok || !reflect.DeepEqual(fast, e) {
+			t.Fatalf("%s: is read as %+v behind another entry", b, fast)
+		}
 		if slow, err := parseEntry(b); err != nil || !reflect.DeepEqual(slow, e) {
 			t.Fatalf("%s: is read as %+v, %v", b, slow, err)
 		}
@@ -187,11 +191,39 @@ func TestEntryEveryByteCounts(t *testing.T) {
 			changed := bytes.Clone(b)
 			changed[i] = c
 			checkEntryPaths(t, changed)
+			checkEntryBehind(t, b, changed)
 			if got, err := ParseEntry(changed); err == nil && reflect.DeepEqual(got, &e) {
 				t.Fatalf("byte %d does not count: %s", i, changed)
 			}
 		}
 		checkEntryPaths(t, b[:i])
+		checkEntryBehind(t, b, b[:i])
+	}
+}
+
+// scanEntry is the fast path for one entry alone.
+func scanEntry(b []byte) (*Entry, bool) {
+	e := new(Entry)
+	return e, (&EntryParser{single: true}).scan(e, b)
+}
+
+// checkEntryBehind reads an entry behind another, and again: what was read before must not matter.
+func checkEntryBehind(t *testing.T, before, src []byte) {
+	t.Helper()
+	slow, err := parseEntry(src)
+	var p EntryParser
+	for _, b := range [][]byte{before, src, before, src, src} {
+		var fast Entry
+		ok := p.scan(&fast, b)
+		if !bytes.Equal(b, src) {
+			continue
+		}
+		if ok != (err == nil) {
+			t.Fatalf("behind %q: fast path says %v of %q, reference %v", before, ok, src, err)
+		}
+		if ok && !reflect.DeepEqual(slow, &fast) {
+			t.Fatalf("behind %q: %q: fast path reads %+v, reference %+v", before, src, fast, slow)
+		}
 	}
 }
 
@@ -224,6 +256,20 @@ func FuzzEntry(f *testing.F) {
 	f.Fuzz(func(t *testing.T, src []byte) {
 		if len(src) <= MaxEntry {
 			checkEntryPaths(t, src)
+		}
+	})
+}
+
+func FuzzEntryBehind(f *testing.F) {
+	var last []byte
+	for _, s := range seeds(f, "entry.json") {
+		f.Add(last, s)
+		f.Add(s, last)
+		last = s
+	}
+	f.Fuzz(func(t *testing.T, before, src []byte) {
+		if len(before) <= MaxEntry && len(src) <= MaxEntry {
+			checkEntryBehind(t, before, src)
 		}
 	})
 }

@@ -1,39 +1,144 @@
 package record
 
 import (
-	"encoding/base64"
+	"bytes"
 
-	"golang.org/x/mod/sumdb/tlog"
+	"bulla/clock"
 )
 
-// scanEntry reads an entry in one pass. Where it says no, parseEntry decides; whatever it accepts, parseEntry would read the same.
-func scanEntry(b []byte) (*Entry, bool) {
-	e := new(Entry)
+// EntryParser is ParseEntry for entries of one log that are read one after the other: what an entry says in the same bytes as the one
+// before it, as most of its envelope is, is not read again. The zero value is ready; it is for one goroutine.
+type EntryParser struct {
+	single   bool // nothing is remembered
+	stamp    memo[clock.Stamp]
+	name     memo[name]
+	producer memo[*Producer]
+	date     memo[int64] // ns of its midnight
+}
+
+// name is what kind of entry of which log it is.
+type name struct {
+	kind Kind
+	log  string
+}
+
+// Parse reads an entry's bytes into e, with ParseEntry's result. A producer may be shared with entries that were read before, and is
+// not to be changed.
+func (p *EntryParser) Parse(e *Entry, b []byte) error {
+	if len(b) > MaxEntry {
+		return tooLarge("", len(b), MaxEntry)
+	}
+	if p.scan(e, b) {
+		return nil
+	}
+	read, err := parseEntry(b)
+	if err != nil {
+		return err
+	}
+	*e = *read
+	return nil
+}
+
+// scan reads an entry in one pass. Where it says no, parseEntry decides; whatever it accepts, parseEntry would read the same.
+func (p *EntryParser) scan(e *Entry, b []byte) bool {
+	*e = Entry{}
 	c := cursor{b: b}
 	c.literal(`{"body":`)
 	isEvent := c.body(e)
-	c.literal(`,"clock":`)
-	c.stamp(e)
-	c.literal(`,"index":`)
+	p.readStamp(&c, e)
 	e.Index = uint64(c.int(0, MaxInt))
-	c.literal(`,"kind":"`)
-	e.Kind = c.kind()
-	c.literal(`,"log":`)
-	e.Log = c.text(MaxOrigin)
+	p.readName(&c, e)
 	if e.Index > 0 {
 		c.literal(`,"prev":"`)
 		c.hash(&e.Prev)
 		c.literal(`"`)
 	}
-	if c.option(`,"producer":`) {
-		e.Producer = new(Producer)
-		c.producer(e.Producer)
-	}
-	c.literal(`,"time":"`)
-	e.Stamp.Sys = c.time()
+	p.readProducer(&c, e)
+	p.readTime(&c, e)
 	c.literal(`","v":1}`)
-	ok := c.i == len(b) && (e.Index == 0) == (e.Prev == Hash{}) && CheckOrigin(e.Log) == nil && (e.Kind != KindEvent || isEvent)
-	return e, ok
+	return c.i == len(b) && (e.Index == 0) == (e.Prev == Hash{}) && (e.Kind != KindEvent || isEvent)
+}
+
+func (p *EntryParser) readStamp(c *cursor, e *Entry) {
+	if p.stamp.again(c) {
+		e.Stamp = p.stamp.value
+		return
+	}
+	from := c.i
+	c.literal(`,"clock":`)
+	c.stamp(e)
+	c.literal(`,"index":`)
+	if !p.single {
+		p.stamp.keep(c, from, e.Stamp)
+	}
+}
+
+func (p *EntryParser) readName(c *cursor, e *Entry) {
+	if p.name.again(c) {
+		e.Kind, e.Log = p.name.value.kind, p.name.value.log
+		return
+	}
+	from := c.i
+	c.literal(`,"kind":"`)
+	e.Kind = c.kind()
+	c.literal(`,"log":`)
+	if e.Log = c.text(MaxOrigin); CheckOrigin(e.Log) != nil {
+		c.i = -1
+	}
+	if !p.single {
+		p.name.keep(c, from, name{e.Kind, e.Log})
+	}
+}
+
+func (p *EntryParser) readProducer(c *cursor, e *Entry) {
+	if p.producer.again(c) {
+		e.Producer = p.producer.value
+		return
+	}
+	from := c.i
+	if !c.option(`,"producer":`) {
+		return
+	}
+	e.Producer = new(Producer)
+	c.producer(e.Producer)
+	if !p.single {
+		p.producer.keep(c, from, e.Producer)
+	}
+}
+
+func (p *EntryParser) readTime(c *cursor, e *Entry) {
+	midnight := p.date.value
+	if !p.date.again(c) {
+		from := c.i
+		c.literal(`,"time":"`)
+		midnight = c.date()
+		if !p.single {
+			p.date.keep(c, from, midnight)
+		}
+	}
+	e.Stamp.Sys = midnight + c.timeOfDay()
+}
+
+// memo is what the last text of some kind meant. The text ends where, whatever follows, its kind of text ends.
+type memo[T any] struct {
+	text  []byte
+	value T
+}
+
+// again steps over the text if it is next again.
+func (m *memo[T]) again(c *cursor) bool {
+	if c.i < 0 || len(m.text) == 0 || !bytes.HasPrefix(c.b[c.i:], m.text) {
+		return false
+	}
+	c.i += len(m.text)
+	return true
+}
+
+// keep remembers what was read from an index on, if it was as expected.
+func (m *memo[T]) keep(c *cursor, from int, value T) {
+	if c.i >= 0 {
+		m.text, m.value = append(m.text[:0], c.b[from:c.i]...), value
+	}
 }
 
 // cursor reads canonical text from the front; i is -1 from the first thing on that is not as expected.
@@ -174,32 +279,41 @@ func (c *cursor) int(lowest, highest int64) (n int64) {
 }
 
 func (c *cursor) hash(h *Hash) {
-	const size = 44 // base64 of 32 bytes
-	if c.i < 0 || len(c.b)-c.i < size {
+	if c.i < 0 || len(c.b)-c.i < hashText || !scanHash(h, (*[hashText]byte)(c.b[c.i:])) {
 		c.i = -1
 		return
 	}
-	// The decoder steps over line ends, but then 44 characters are not 32 bytes.
-	var raw [tlog.HashSize + 2]byte // the decoder wants room for whole groups
-	n, err := base64.StdEncoding.Strict().Decode(raw[:], c.b[c.i:c.i+size])
-	if err != nil || n != tlog.HashSize {
-		c.i = -1
-		return
-	}
-	*h = Hash(raw[:tlog.HashSize])
-	c.i += size
+	c.i += hashText
 }
 
-func (c *cursor) time() int64 {
-	if c.i < 0 || len(c.b)-c.i < len(timeLayout) {
+// date reads a date and the T behind it, and returns its midnight in ns since 1970.
+func (c *cursor) date() int64 {
+	const size = len("2006-01-02T")
+	if c.i < 0 || len(c.b)-c.i < size {
 		c.i = -1
 		return 0
 	}
-	ns, ok := scanTime(c.b[c.i : c.i+len(timeLayout)])
+	ns, ok := scanDate(c.b[c.i:][:size])
 	if !ok {
 		c.i = -1
 		return 0
 	}
-	c.i += len(timeLayout)
+	c.i += size
+	return ns
+}
+
+// timeOfDay reads what stands behind a date, in ns.
+func (c *cursor) timeOfDay() int64 {
+	const size = len("15:04:05.000000000Z")
+	if c.i < 0 || len(c.b)-c.i < size {
+		c.i = -1
+		return 0
+	}
+	ns, ok := scanTimeOfDay(c.b[c.i:][:size])
+	if !ok {
+		c.i = -1
+		return 0
+	}
+	c.i += size
 	return ns
 }

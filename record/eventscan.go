@@ -164,15 +164,3 @@ func scanChecked(b []byte, i int, check func([]byte) string) int {
 	}
 	return end
 }
-
-func scanInt(b []byte, i int, lowest, highest int64) (int64, int) {
-	end := scanNumber(b, i)
-	if end < 0 {
-		return 0, -1
-	}
-	n, ok := integer(b[i:end])
-	if !ok || n < lowest || n > highest {
-		return 0, -1
-	}
-	return n, end
-}

@@ -2,6 +2,8 @@ package record
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -107,15 +109,37 @@ func scanLiteral(b []byte, i int, lit string) int {
 }
 
 func scanNumber(b []byte, i int) int {
-	end := i
-	for end < len(b) && (b[end] == '-' || '0' <= b[end] && b[end] <= '9') {
-		end++
-	}
-	if _, ok := integer(b[i:end]); !ok {
-		return -1
-	}
+	_, end := scanInt(b, i, -MaxInt, MaxInt)
 	return end
 }
+
+// scanInt reads a number of the profile within limits.
+func scanInt(b []byte, i int, lowest, highest int64) (int64, int) {
+	negative := uint(i) < uint(len(b)) && b[i] == '-'
+	if negative {
+		i++
+	}
+	from, n := i, int64(0)
+	for ; uint(i) < uint(len(b)) && i-from <= maxDigits; i++ {
+		d := b[i] - '0'
+		if d > 9 {
+			break
+		}
+		n = n*10 + int64(d)
+	}
+	if i == from || i-from > maxDigits || b[from] == '0' && (negative || i-from > 1) {
+		return 0, -1
+	}
+	if negative {
+		n = -n
+	}
+	if n < lowest || n > highest {
+		return 0, -1
+	}
+	return n, i
+}
+
+const maxDigits = 16 // of a number within MaxInt
 
 // Classes of bytes inside a string.
 const (
@@ -144,30 +168,50 @@ var class = func() (t [256]uint8) {
 
 // scanString reads a string from its opening quote to after its closing one.
 func scanString(b []byte, i int) int {
-	for i++; ; {
+	i++
+	for {
+		for ; i+8 <= len(b); i += 8 {
+			if at := special(binary.LittleEndian.Uint64(b[i:])); at < 8 {
+				i += at
+				break
+			}
+		}
 		for i < len(b) && class[b[i]] == plain {
 			i++
 		}
 		if i >= len(b) {
 			return -1
 		}
-		switch class[b[i]] {
-		case quote:
+		if b[i] == '"' {
 			return i + 1
-		case escape:
-			if i = scanEscape(b, i); i < 0 {
-				return -1
-			}
-		case multi:
-			r, n := utf8.DecodeRune(b[i:])
-			if r == utf8.RuneError && n == 1 {
-				return -1
-			}
-			i += n
-		default:
+		}
+		if i = scanSpecial(b, i); i < 0 {
 			return -1
 		}
 	}
+}
+
+// special is which of eight bytes, the lowest being the first, is the first that is not plain; 8 when all are.
+func special(w uint64) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	quotes, escapes := w^ones*'"', w^ones*'\\'
+	// Of the high bits that are set, the lowest is that of a byte below 0x20, a quote, a backslash, or a byte above 0x7f.
+	return bits.TrailingZeros64(((w-ones*0x20)&^w|(quotes-ones)&^quotes|(escapes-ones)&^escapes|w)&highs) / 8
+}
+
+// scanSpecial reads what does not stand for itself and does not end the string.
+func scanSpecial(b []byte, i int) int {
+	switch class[b[i]] {
+	case escape:
+		return scanEscape(b, i)
+	case multi:
+		r, n := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && n == 1 {
+			return -1
+		}
+		return i + n
+	}
+	return -1
 }
 
 // scanEscape reads one of the escapes that RFC 8785 section 3.2.2.2 writes.

@@ -25,48 +25,69 @@ func ParseTime(s string) (ns int64, err error) {
 
 // scanTime reads a time of the years that nanoseconds in 64 bits hold completely.
 func scanTime(s []byte) (ns int64, ok bool) {
-	if checkTime(s) != "" {
+	if len(s) != len(timeLayout) {
 		return 0, false
 	}
-	year := number2(s, 0)*100 + number2(s, 2)
-	if year < 1678 || year > 2261 {
+	midnight, ok1 := scanDate(s[:11])
+	since, ok2 := scanTimeOfDay(s[11:])
+	return midnight + since, ok1 && ok2
+}
+
+// scanDate reads a date and the T behind it, and returns its midnight.
+func scanDate(s []byte) (ns int64, ok bool) {
+	year, month, day, ok := date(s)
+	if !ok || year < 1678 || year > 2261 {
+		return 0, false
+	}
+	return time.Date(year, time.Month(month), day, 0, 0, 0, 0, time.UTC).UnixNano(), true
+}
+
+// date reads a valid date of the years 0000 to 9999, and the T behind it.
+func date(s []byte) (year, month, day int, ok bool) {
+	_ = s[10]
+	century, rest := number2(s, 0), number2(s, 2)
+	year, month, day = century*100+rest, number2(s, 5), number2(s, 8)
+	ok = century < 100 && rest < 100 && s[4] == '-' && s[7] == '-' && s[10] == 'T' &&
+		1 <= month && month <= 12 && 1 <= day && day <= daysIn(year, month)
+	return year, month, day, ok
+}
+
+// scanTimeOfDay reads what stands behind the T. A leap second is refused: in UTC as computers keep it there is none.
+func scanTimeOfDay(s []byte) (ns int64, ok bool) {
+	_ = s[18]
+	hour, minute, second := number2(s, 0), number2(s, 3), number2(s, 6)
+	if hour > 23 || minute > 59 || second > 59 || s[2] != ':' || s[5] != ':' || s[8] != '.' || s[18] != 'Z' {
 		return 0, false
 	}
 	nano := 0
-	for _, c := range s[20:29] {
-		nano = nano*10 + int(c-'0')
+	for _, c := range s[9:18] {
+		d := int(c - '0')
+		if d > 9 {
+			return 0, false
+		}
+		nano = nano*10 + d
 	}
-	t := time.Date(year, time.Month(number2(s, 5)), number2(s, 8), number2(s, 11), number2(s, 14), number2(s, 17), nano, time.UTC)
-	return t.UnixNano(), true
+	return int64((hour*60+minute)*60+second)*int64(time.Second) + int64(nano), true
 }
 
-func number2(s []byte, i int) int { return int(s[i]-'0')*10 + int(s[i+1]-'0') }
-
-// checkTime accepts a valid time of the years 0000 to 9999 in the form of timeLayout. A leap second is refused: in UTC as
-// computers keep it there is none.
-func checkTime(s []byte) string {
-	const reason = "must be a valid time in UTC with nine digits, as 2026-11-23T01:40:00.123456789Z"
-	if len(s) != len(timeLayout) {
-		return reason
+// number2 reads two digits; it is 100 or more where there are none such.
+func number2(s []byte, i int) int {
+	tens, ones := s[i]-'0', s[i+1]-'0'
+	if tens > 9 || ones > 9 {
+		return 100
 	}
-	for i := range timeLayout {
-		switch c := timeLayout[i]; {
-		case '0' <= c && c <= '9':
-			if s[i] < '0' || s[i] > '9' {
-				return reason
-			}
-		case s[i] != c:
-			return reason
+	return int(tens)*10 + int(ones)
+}
+
+// checkTime accepts a valid time of the years 0000 to 9999 in the form of timeLayout.
+func checkTime(s []byte) string {
+	if len(s) == len(timeLayout) {
+		_, _, _, dateOK := date(s[:11])
+		if _, ok := scanTimeOfDay(s[11:]); dateOK && ok {
+			return ""
 		}
 	}
-	year, month, day := number2(s, 0)*100+number2(s, 2), number2(s, 5), number2(s, 8)
-	if month < 1 || month > 12 || day < 1 || day > daysIn(year, month) {
-		return reason
-	}
-	if number2(s, 11) > 23 || number2(s, 14) > 59 || number2(s, 17) > 59 {
-		return reason
-	}
-	return ""
+	return "must be a valid time in UTC with nine digits, as 2026-11-23T01:40:00.123456789Z"
 }
 
 func daysIn(year, month int) int {

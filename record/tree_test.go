@@ -55,6 +55,25 @@ func TestTreeAgreesWithTlog(t *testing.T) {
 	}
 }
 
+// A hasher must hash as everything else does, however often it is used.
+func TestHasherAgrees(t *testing.T) {
+	t.Parallel()
+	var h Hasher
+	tree := new(Tree)
+	var leaves []Hash
+	for n := range 600 {
+		entry := fmt.Append(nil, "entry ", n)
+		if got := h.Leaf(entry); got != LeafHash(entry) {
+			t.Fatalf("leaf %d: %v", n, got)
+		}
+		leaves = append(leaves, LeafHash(entry))
+		tree.Append(nil, leaves[n])
+		if got := h.Root(slices.Clone(leaves)); got != tree.Root() {
+			t.Fatalf("size %d: root %v, want %v", n+1, got, tree.Root())
+		}
+	}
+}
+
 // A span must prove every leaf appended after its base, and know nothing else than it should.
 func TestSpanProvesItsLeaves(t *testing.T) {
 	t.Parallel()
