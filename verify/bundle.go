@@ -13,7 +13,8 @@ import (
 	"bulla/record"
 )
 
-// bundle is up to 256 entries, read, parsed and hashed by a worker, without knowledge of what comes before or after.
+// bundle is up to 256 entries, read, parsed and hashed by a worker, without knowledge of what comes before or after. It is used again
+// for others once it was judged.
 type bundle struct {
 	first   uint64        // index of its first entry
 	slots   []slot        // one for each entry that the head says is here
@@ -21,9 +22,19 @@ type bundle struct {
 	found   []Finding     // what is wrong with the files as such
 	missing []string      // files that are not there
 	items   []item        // what the fold needs to see, in order
-	kinds   map[record.Kind]uint64
-	timed   uint64       // entries with an estimate of UTC
-	tree    *record.Tree // over the leaves; nil when an entry is not there
+	events  uint64        // entries of kind event
+	others  map[record.Kind]uint64
+	timed   uint64      // entries with an estimate of UTC
+	linked  bool        // every entry is there, is what the tile says, breaks no rule by itself and names the one before it here
+	root    record.Hash // of the tree over the leaves, if whole
+	whole   bool        // all 256 entries are there
+
+	entries [tileWidth]record.Entry // by slot, as far as they were parsed
+	parser  record.EntryParser
+	hasher  record.Hasher
+	raw     [][]byte      // what the file splits into
+	room    []byte        // for the tile as it is read
+	hashes  []record.Hash // for the tile
 }
 
 // slot is the place of one entry.
@@ -41,7 +52,23 @@ type slot struct {
 // before.
 type item struct {
 	slot  int
-	entry *record.Entry
+	entry *record.Entry // an event's is without its body, and only there until the bundle was judged
+}
+
+// reset makes the bundle one of width entries of which nothing is known.
+func (b *bundle) reset(first uint64, width int) {
+	if cap(b.slots) < width {
+		b.slots = make([]slot, tileWidth)
+	}
+	b.slots = b.slots[:width]
+	clear(b.slots)
+	clear(b.items)
+	clear(b.others)
+	if b.others == nil {
+		b.others = map[record.Kind]uint64{}
+	}
+	b.first, b.tile, b.found, b.missing, b.items = first, nil, nil, nil, b.items[:0]
+	b.events, b.timed, b.linked, b.whole = 0, 0, false, false
 }
 
 // gone reports whether there are no entries at all.
@@ -52,7 +79,11 @@ func (b *bundle) gone() bool {
 // bundleAt reads, parses and hashes the bundle that begins at index first.
 func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
 	t := tileOf(entries, first, r.head.Size)
-	b := &bundle{first: first, slots: make([]slot, t.W), kinds: map[record.Kind]uint64{}}
+	b, ok := r.bundles.Get().(*bundle)
+	if !ok {
+		b = new(bundle)
+	}
+	b.reset(first, t.W)
 	if err := b.readTile(ctx, r.src, t); err != nil {
 		return nil, err
 	}
@@ -65,7 +96,8 @@ func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
 		return nil, err
 	}
 	b.parse(r.origin)
-	b.hash()
+	clear(b.raw)
+	b.link()
 	r.buffers.Put(buf) // nothing of b refers to it any more
 	return b, nil
 }
@@ -73,7 +105,7 @@ func (r *run) bundleAt(ctx context.Context, first uint64) (*bundle, error) {
 func (b *bundle) readTile(ctx context.Context, src Source, t tlog.Tile) error {
 	t.L = 0
 	name := record.TilePath(t)
-	data, ok, err := read(ctx, src, name, tileWidth*tlog.HashSize)
+	data, ok, err := readInto(ctx, src, name, tileWidth*tlog.HashSize, b.room)
 	if err != nil {
 		return err
 	}
@@ -81,11 +113,12 @@ func (b *bundle) readTile(ctx context.Context, src Source, t tlog.Tile) error {
 		b.missing = append(b.missing, name)
 		return nil
 	}
-	if len(data) != t.W*tlog.HashSize {
+	if b.room = data; len(data) != t.W*tlog.HashSize {
 		b.found = append(b.found, tileSize(name, t.W, len(data), b.first))
 		return nil
 	}
-	b.tile = hashes(data)
+	b.hashes = appendHashes(b.hashes[:0], data)
+	b.tile = b.hashes
 	return nil
 }
 
@@ -97,12 +130,14 @@ func tileSize(name string, width, size int, first uint64) Finding {
 	return f
 }
 
-func hashes(data []byte) []record.Hash {
-	out := make([]record.Hash, len(data)/tlog.HashSize)
-	for i := range out {
-		out[i] = record.Hash(data[i*tlog.HashSize:])
+func hashes(data []byte) []record.Hash { return appendHashes(nil, data) }
+
+func appendHashes(dst []record.Hash, data []byte) []record.Hash {
+	dst = slices.Grow(dst, len(data)/tlog.HashSize)
+	for ; len(data) >= tlog.HashSize; data = data[tlog.HashSize:] {
+		dst = append(dst, record.Hash(data))
 	}
-	return out
+	return dst
 }
 
 // readEntries reads the bundle, into buf if that is large enough, splits it, and puts each entry into its slot. Until parse has copied
@@ -123,9 +158,10 @@ func (b *bundle) readEntries(ctx context.Context, src Source, t tlog.Tile, buf [
 
 // place splits a bundle and puts each entry into its slot.
 func (b *bundle) place(name string, width int, data []byte) {
-	if raw, err := record.ParseBundle(data); err == nil && len(raw) == width {
-		for i, e := range raw {
-			b.slots[i] = slot{present: true, leaf: record.LeafHash(e), raw: e}
+	var err error
+	if b.raw, err = record.AppendEntries(b.raw[:0], data); err == nil && len(b.raw) == width {
+		for i, e := range b.raw {
+			b.slots[i] = slot{present: true, leaf: b.hasher.Leaf(e), raw: e}
 		}
 		if b.tile == nil || b.aligned() {
 			return
@@ -327,12 +363,12 @@ func (b *bundle) surplus(name string, i int, leaves []record.Hash, from, to int)
 func (b *bundle) parse(origin string) {
 	var before *record.Entry
 	for i := range b.slots {
-		s := &b.slots[i]
+		s, e := &b.slots[i], &b.entries[i]
 		if !s.present {
 			before = nil
 			continue
 		}
-		e, err := record.ParseEntry(s.raw)
+		err := b.parser.Parse(e, s.raw)
 		s.raw = nil
 		if err != nil {
 			s.fault = &Finding{Rule: "entry.canonical", Expected: "an entry in its one form", Found: fmt.Sprintf("%.300s", err.Error())}
@@ -340,39 +376,50 @@ func (b *bundle) parse(origin string) {
 			continue
 		}
 		s.parsed, s.prev, s.event = true, e.Prev, e.Kind == record.KindEvent
-		b.kinds[e.Kind]++
 		if e.Stamp.HasEstimate {
 			b.timed++
 		}
 		s.fault = checkEntry(e, b.first+uint64(i), origin)
-		if before == nil || e.Kind != record.KindEvent || e.Stamp != before.Stamp || !sameUser(e, before) {
+		switch {
+		case !s.event:
+			b.others[e.Kind]++
 			b.items = append(b.items, item{i, keep(e)})
+		case before == nil || e.Stamp != before.Stamp || !sameUser(e, before):
+			b.items = append(b.items, item{i, e})
+			fallthrough
+		default:
+			b.events++
 		}
+		e.Body = nil // the buffer that it lies in is not the bundle's
 		before = e
 	}
 }
 
-// hash makes the tree over the entries that are there, if all are.
-func (b *bundle) hash() {
-	tree := &record.Tree{}
-	var scratch []record.Hash
+// link finds out whether all is well as far as this bundle shows, and makes the tree over its entries.
+func (b *bundle) link() {
+	b.linked = b.tile != nil
 	for i := range b.slots {
-		if !b.slots[i].present {
+		s := &b.slots[i]
+		if !s.present {
+			b.linked = false
 			return
 		}
-		scratch = tree.Append(scratch[:0], b.slots[i].leaf)
+		b.linked = b.linked && s.parsed && s.fault == nil && s.leaf == b.tile[i] && (i == 0 || s.prev == b.slots[i-1].leaf)
 	}
-	b.tree = tree
+	if b.whole = len(b.slots) == tileWidth; b.whole {
+		var leaves [tileWidth]record.Hash
+		for i := range b.slots {
+			leaves[i] = b.slots[i].leaf
+		}
+		b.root = b.hasher.Root(leaves[:])
+	}
 }
 
-// keep returns what the fold needs of an entry, without holding on to the bundle's bytes.
+// keep copies an entry, without what holds on to the bundle or its bytes.
 func keep(e *record.Entry) *record.Entry {
-	if e.Kind == record.KindEvent {
-		e.Body = nil
-	} else {
-		e.Body = bytes.Clone(e.Body)
-	}
-	return e
+	k := *e
+	k.Body = bytes.Clone(e.Body)
+	return &k
 }
 
 func sameUser(a, b *record.Entry) bool {
@@ -386,8 +433,11 @@ func checkEntry(e *record.Entry, index uint64, origin string) *Finding {
 		return &Finding{Rule: "entry.log", Expected: quote(origin), Found: quote(e.Log)}
 	case e.Index != index:
 		return &Finding{Rule: "entry.index", Expected: fmt.Sprint(index), Found: fmt.Sprint(e.Index)}
-	case e.Kind == record.KindEvent && e.Producer == nil:
-		return &Finding{Rule: "entry.producer", Expected: "a producer", Found: "none"}
+	case e.Kind == record.KindEvent:
+		if e.Producer == nil {
+			return &Finding{Rule: "entry.producer", Expected: "a producer", Found: "none"}
+		}
+		return nil
 	case isOwn(e.Kind) && e.Producer != nil:
 		return &Finding{Rule: "entry.producer", Expected: "none in an entry of kind " + string(e.Kind), Found: fmt.Sprintf("uid %d", e.Producer.UID)}
 	}

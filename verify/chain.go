@@ -42,7 +42,7 @@ func (r *run) readEntries(ctx context.Context) error {
 	g, work := errgroup.WithContext(work)
 	g.SetLimit(r.opt.Workers + 1)
 	// Each bundle travels in a channel of its own, and those channels in order; so few bundles are under way at a time.
-	ordered := make(chan chan *bundle, r.opt.Workers)
+	ordered := make(chan chan *bundle, 2*r.opt.Workers)
 	g.Go(func() error {
 		defer close(ordered)
 		for first := uint64(0); first < r.head.Size; first += tileWidth {
@@ -87,6 +87,7 @@ func (r *run) judgeAll(ctx context.Context, ordered <-chan chan *bundle) error {
 			if err := r.judgeBundle(ctx, before, b); err != nil {
 				return err
 			}
+			r.bundles.Put(before)
 		}
 		before = b
 		if r.chain.missing > maxMissing {
@@ -111,7 +112,49 @@ func (r *run) judgeBundle(ctx context.Context, b, next *bundle) error {
 	for _, name := range b.missing {
 		r.gone(name, b.first)
 	}
-	changed := false // hashes differ from those of the bytes that are there
+	changed := false
+	var err error
+	if b.linked && (b.first == 0 || !r.chain.known || b.slots[0].prev == r.chain.prev) {
+		err = r.follow(ctx, b)
+	} else {
+		changed, err = r.judgeSlots(ctx, b, next)
+	}
+	if err != nil {
+		return err
+	}
+	if b.events > 0 {
+		r.report.Entries[string(record.KindEvent)] += b.events
+	}
+	for kind, n := range b.others {
+		r.report.Entries[string(kind)] += n
+	}
+	r.fold.estimated += b.timed
+	if err := r.grow(ctx, b, changed); err != nil {
+		return err
+	}
+	r.covered(r.chain.at, ClaimBytes, ClaimChain, ClaimTree)
+	if r.opt.Progress != nil {
+		r.opt.Progress(r.chain.at, r.head.Size)
+	}
+	return nil
+}
+
+// follow takes a bundle that is linked, and to what was judged before: of no entry is anything to be said but what only the fold knows.
+func (r *run) follow(ctx context.Context, b *bundle) error {
+	copy(r.chain.hashes[:], b.tile)
+	for _, it := range b.items {
+		r.chain.at = b.first + uint64(it.slot) + 1
+		if err := r.fold.see(ctx, it.entry, b.tile[it.slot]); err != nil {
+			return err
+		}
+	}
+	r.chain.at = b.first + uint64(len(b.slots))
+	r.chain.prev, r.chain.known = b.tile[len(b.tile)-1], true
+	return nil
+}
+
+// judgeSlots judges a bundle entry by entry; changed says that hashes differ from those of the bytes that are there.
+func (r *run) judgeSlots(ctx context.Context, b, next *bundle) (changed bool, err error) {
 	items := b.items
 	for i := range b.slots {
 		hash, known, intact := r.judgeSlot(b, i, witness(b, i, next))
@@ -128,22 +171,11 @@ func (r *run) judgeBundle(ctx context.Context, b, next *bundle) error {
 				continue
 			}
 			if err := r.fold.see(ctx, items[0].entry, hash); err != nil {
-				return err
+				return changed, err
 			}
 		}
 	}
-	for kind, n := range b.kinds {
-		r.report.Entries[string(kind)] += n
-	}
-	r.fold.estimated += b.timed
-	if err := r.grow(ctx, b, changed); err != nil {
-		return err
-	}
-	r.covered(r.chain.at, ClaimBytes, ClaimChain, ClaimTree)
-	if r.opt.Progress != nil {
-		r.opt.Progress(r.chain.at, r.head.Size)
-	}
-	return nil
+	return changed, nil
 }
 
 // witness is what the entry behind slot i says of its hash; nil when there is none that can be read.
@@ -227,13 +259,13 @@ func (r *run) grow(ctx context.Context, b *bundle, changed bool) error {
 	if r.chain.unknown {
 		return nil
 	}
-	if changed || b.tree == nil {
-		b.tree = treeOf(r.chain.hashes[:len(b.slots)])
-	}
-	if b.tree.Size() < tileWidth {
+	if len(b.slots) < tileWidth {
 		return nil
 	}
-	root := b.tree.Root()
+	root := b.root
+	if changed || !b.whole {
+		root = treeOf(r.chain.hashes[:]).Root()
+	}
 	r.chain.stored = r.chain.tree.Append(r.chain.stored, root)
 	for level := 1; ; level++ {
 		u := &r.chain.levels[level]

@@ -32,6 +32,7 @@ type fold struct {
 	boots     boots
 	line      timeline
 
+	permitted *record.Producer // of the last event, if events of it are allowed in this state of governance; nil: to be found out
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC
 }
@@ -46,18 +47,19 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 	if !f.known && e.Index > 0 {
 		return nil
 	}
-	f.state = f.state.Skip(e.Index - f.state.Next)
+	f.state.Next = e.Index
 	f.line.see(e)
+	if e.Kind == record.KindEvent {
+		f.event(e)
+		return nil
+	}
+	f.permitted = nil
 	if ceremony.Governs(e.Kind) {
 		if err := f.govern(ctx, e, leaf); err != nil {
 			return err
 		}
 	}
 	f.time(e)
-	if e.Kind == record.KindEvent && e.Producer != nil {
-		f.ready(e)
-		f.role(e)
-	}
 	switch e.Kind {
 	case record.KindAccess:
 		f.activation(e)
@@ -71,6 +73,18 @@ func (f *fold) see(ctx context.Context, e *record.Entry, leaf record.Hash) error
 		return f.seal(ctx, e)
 	}
 	return nil
+}
+
+// event checks what only the state before an event shows of it.
+func (f *fold) event(e *record.Entry) {
+	f.time(e)
+	if e.Producer == nil || f.permitted != nil && f.permitted.UID == e.Producer.UID && f.permitted.GID == e.Producer.GID {
+		return
+	}
+	f.permitted = nil
+	if ready, role := f.ready(e), f.role(e); ready && role {
+		f.permitted = e.Producer
+	}
 }
 
 // time checks an entry's stamp against the rounds of measurement before it, and a record of the clock against its samples.
@@ -168,24 +182,27 @@ func (f *fold) enacted(before ceremony.State, e *record.Entry) {
 }
 
 // ready checks that events were allowed: that enough officers had approved the genesis, and that the log was not closed.
-func (f *fold) ready(e *record.Entry) {
-	if err := f.state.Ready(); err != nil {
+func (f *fold) ready(e *record.Entry) bool {
+	err := f.state.Ready()
+	if err != nil {
 		f.r.find(Finding{Rule: "governance.unauthorised", Index: at(e.Index), Expected: "no event in this state of governance", Found: fmt.Sprintf("%.300s", err.Error())})
 	}
+	return err == nil
 }
 
 // role checks that an event's producer may append. Supplementary groups are not recorded, so where a role is given to groups, a user
 // may have it through one of them.
-func (f *fold) role(e *record.Entry) {
+func (f *fold) role(e *record.Entry) bool {
 	if f.state.Roles(e.Producer.UID, []uint32{e.Producer.GID}).Producer {
-		return
+		return true
 	}
 	for _, role := range f.state.Policy.Roles {
 		if role.Name == ceremony.Producer && len(role.GIDs) > 0 {
-			return
+			return true
 		}
 	}
 	f.r.find(Finding{Rule: "governance.role", Index: at(e.Index), Expected: "a user with the role producer", Found: fmt.Sprintf("uid %d, gid %d", e.Producer.UID, e.Producer.GID)})
+	return false
 }
 
 // damaged says that the entry at index does not say what was logged. Nothing is verified from there on. If what is there is an event,

@@ -140,6 +140,7 @@ type run struct {
 	chain  chain
 	fold   fold
 
+	bundles sync.Pool // of those that were judged
 	buffers sync.Pool // of bundles' bytes
 }
 
