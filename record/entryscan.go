@@ -6,20 +6,25 @@ import (
 	"bulla/clock"
 )
 
-// EntryParser is ParseEntry for entries of one log that are read one after the other: what an entry says in the same bytes as the one
+// EntryParser is ParseEntry for entries of one log that are read one after the other: what an entry says in the same bytes as one
 // before it, as most of its envelope is, is not read again. The zero value is ready; it is for one goroutine.
 type EntryParser struct {
-	single   bool // nothing is remembered
-	stamp    memo[clock.Stamp]
-	name     memo[name]
-	producer memo[*Producer]
-	date     memo[int64] // ns of its midnight
+	single bool // nothing is remembered
+	stamp  memo[clock.Stamp]
+	name   memo[name]
+	tails  [4]memo[tail] // the last one first: several producers may take turns
 }
 
-// name is what kind of entry of which log it is.
+// name is what kind of entry of which log it is: what stands from the index to the hash of the entry before.
 type name struct {
 	kind Kind
 	log  string
+}
+
+// tail is what stands behind that hash.
+type tail struct {
+	producer *Producer
+	midnight int64 // of the day, ns since 1970
 }
 
 // Parse reads an entry's bytes into e, with ParseEntry's result. A producer may be shared with entries that were read before, and is
@@ -49,12 +54,9 @@ func (p *EntryParser) scan(e *Entry, b []byte) bool {
 	e.Index = uint64(c.int(0, MaxInt))
 	p.readName(&c, e)
 	if e.Index > 0 {
-		c.literal(`,"prev":"`)
 		c.hash(&e.Prev)
-		c.literal(`"`)
 	}
-	p.readProducer(&c, e)
-	p.readTime(&c, e)
+	e.Stamp.Sys = p.readTail(&c, e) + c.timeOfDay()
 	c.literal(`","v":1}`)
 	return c.i == len(b) && (e.Index == 0) == (e.Prev == Hash{}) && (e.Kind != KindEvent || isEvent)
 }
@@ -74,7 +76,8 @@ func (p *EntryParser) readStamp(c *cursor, e *Entry) {
 }
 
 func (p *EntryParser) readName(c *cursor, e *Entry) {
-	if p.name.again(c) {
+	chained := e.Index > 0
+	if chained && p.name.again(c) {
 		e.Kind, e.Log = p.name.value.kind, p.name.value.log
 		return
 	}
@@ -85,38 +88,41 @@ func (p *EntryParser) readName(c *cursor, e *Entry) {
 	if e.Log = c.text(MaxOrigin); CheckOrigin(e.Log) != nil {
 		c.i = -1
 	}
-	if !p.single {
+	if chained {
+		c.literal(`,"prev":"`)
+	}
+	if chained && !p.single {
 		p.name.keep(c, from, name{e.Kind, e.Log})
 	}
 }
 
-func (p *EntryParser) readProducer(c *cursor, e *Entry) {
-	if p.producer.again(c) {
-		e.Producer = p.producer.value
-		return
-	}
-	from := c.i
-	if !c.option(`,"producer":`) {
-		return
-	}
-	e.Producer = new(Producer)
-	c.producer(e.Producer)
-	if !p.single {
-		p.producer.keep(c, from, e.Producer)
-	}
-}
-
-func (p *EntryParser) readTime(c *cursor, e *Entry) {
-	midnight := p.date.value
-	if !p.date.again(c) {
-		from := c.i
-		c.literal(`,"time":"`)
-		midnight = c.date()
-		if !p.single {
-			p.date.keep(c, from, midnight)
+// readTail returns the midnight of the entry's day.
+func (p *EntryParser) readTail(c *cursor, e *Entry) int64 {
+	chained := e.Index > 0
+	for i := range p.tails {
+		if t := &p.tails[i]; chained && t.again(c) {
+			e.Producer = t.value.producer
+			midnight := t.value.midnight
+			p.tails[0], *t = *t, p.tails[0]
+			return midnight
 		}
 	}
-	e.Stamp.Sys = midnight + c.timeOfDay()
+	from := c.i
+	if chained {
+		c.literal(`"`)
+	}
+	if c.option(`,"producer":`) {
+		e.Producer = new(Producer)
+		c.producer(e.Producer)
+	}
+	c.literal(`,"time":"`)
+	midnight := c.date()
+	if chained && !p.single {
+		last := len(p.tails) - 1
+		p.tails[0], p.tails[last] = p.tails[last], p.tails[0]
+		p.tails[0].keep(c, from, tail{e.Producer, midnight})
+	}
+	return midnight
 }
 
 // memo is what the last text of some kind meant. The text ends where, whatever follows, its kind of text ends.

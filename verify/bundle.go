@@ -161,7 +161,8 @@ func (b *bundle) place(name string, width int, data []byte) {
 	var err error
 	if b.raw, err = record.AppendEntries(b.raw[:0], data); err == nil && len(b.raw) == width {
 		for i, e := range b.raw {
-			b.slots[i] = slot{present: true, leaf: b.hasher.Leaf(e), raw: e}
+			s := &b.slots[i]
+			s.present, s.leaf, s.raw = true, b.hasher.Leaf(e), e
 		}
 		if b.tile == nil || b.aligned() {
 			return

@@ -137,10 +137,18 @@ func newSpans[T any](join func(a, b *T)) spans[T] {
 	return spans[T]{by: map[int64]*T{}, width: int64(time.Second), join: join}
 }
 
+// near is the span that was added to last, if at is within it too, as it nearly always is; else nil.
+func (s *spans[T]) near(at int64) *T {
+	if s.last != nil && at >= s.begin && at-s.begin < s.width {
+		return s.last
+	}
+	return nil
+}
+
 func (s *spans[T]) add(at int64, v T) {
 	s.next = v
-	if s.last != nil && at >= s.begin && at-s.begin < s.width { // as nearly all do
-		s.join(s.last, &s.next)
+	if last := s.near(at); last != nil {
+		s.join(last, &s.next)
 		return
 	}
 	k := at / s.width
@@ -182,27 +190,35 @@ func newTimeline() timeline {
 // see takes the next entry that is not like the one before.
 func (l *timeline) see(e *record.Entry) {
 	l.time = e.Stamp.Sys
-	at := e.Stamp.UTC()
-	c := ClockSpan{from: at, to: at, state: e.Stamp.State}
-	if s := e.Stamp; s.HasEstimate {
-		c.estimated, c.estimate = true, ClockEstimate{s.Offset, s.Offset, s.Offset - s.Bound, s.Offset + s.Bound, s.Bound}
+	at, s := e.Stamp.UTC(), &e.Stamp
+	var estimate ClockEstimate
+	if s.HasEstimate {
+		estimate = ClockEstimate{s.Offset, s.Offset, s.Offset - s.Bound, s.Offset + s.Bound, s.Bound}
 	}
-	l.clock.add(at, c)
+	if last := l.clock.near(at); last != nil {
+		last.join(at, at, s.State, s.HasEstimate, &estimate)
+	} else {
+		l.clock.add(at, ClockSpan{from: at, to: at, state: s.State, estimated: s.HasEstimate, estimate: estimate})
+	}
 	if e.Kind == record.KindSystem {
 		l.system(e)
 	}
 }
 
-func joinClock(a, b *ClockSpan) {
-	a.from, a.to = min(a.from, b.from), max(a.to, b.to)
-	if a.state != b.state && worse(b.state) > worse(a.state) {
-		a.state = b.state
+func joinClock(a, b *ClockSpan) { a.join(b.from, b.to, b.state, b.estimated, &b.estimate) }
+
+// join adds what another span, or an entry, says.
+func (c *ClockSpan) join(from, to int64, state clock.State, estimated bool, y *ClockEstimate) {
+	c.from, c.to = min(c.from, from), max(c.to, to)
+	if c.state != state && worse(state) > worse(c.state) {
+		c.state = state
 	}
-	switch x, y := b.estimate, a.estimate; {
-	case !a.estimated:
-		a.estimated, a.estimate = b.estimated, x
-	case b.estimated:
-		a.estimate = ClockEstimate{min(y.Least, x.Least), max(y.Most, x.Most), min(y.Earliest, x.Earliest), max(y.Latest, x.Latest), max(y.Bound, x.Bound)}
+	switch x := &c.estimate; {
+	case !estimated:
+	case !c.estimated:
+		c.estimated, *x = true, *y
+	default:
+		*x = ClockEstimate{min(y.Least, x.Least), max(y.Most, x.Most), min(y.Earliest, x.Earliest), max(y.Latest, x.Latest), max(y.Bound, x.Bound)}
 	}
 }
 
