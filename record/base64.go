@@ -2,6 +2,7 @@ package record
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -29,26 +30,29 @@ const hashText = 44 // characters of a hash
 
 // scanHash is decodeHash without an allocation.
 func scanHash(h *Hash, s *[hashText]byte) bool {
-	var bad byte
+	var bad uint32
 	for i := range 10 {
-		a, b, c, d := sextet[s[4*i]], sextet[s[4*i+1]], sextet[s[4*i+2]], sextet[s[4*i+3]]
-		bad |= a | b | c | d
-		h[3*i], h[3*i+1], h[3*i+2] = a<<2|b>>4, b<<4|c>>2, c<<6|d
+		q := s[4*i : 4*i+4]
+		v := sextets[0][q[0]] | sextets[1][q[1]] | sextets[2][q[2]] | sextets[3][q[3]]
+		bad |= v
+		binary.BigEndian.PutUint32(h[3*i:], v) // the fourth byte is the next group's
 	}
-	a, b, c := sextet[s[40]], sextet[s[41]], sextet[s[42]]
-	bad |= a | b | c
-	h[30], h[31] = a<<2|b>>4, b<<4|c>>2
-	return bad < 1<<6 && c&3 == 0 && s[43] == '='
+	v := sextets[0][s[40]] | sextets[1][s[41]] | sextets[2][s[42]]
+	h[30], h[31] = byte(v>>24), byte(v>>16)
+	return (bad|v)&1 == 0 && v>>8&0xff == 0 && s[43] == '='
 }
 
-// sextet is what a character of standard base64 stands for; 255 where there is none such.
-var sextet = func() (t [256]uint8) {
+// sextets is what a character of standard base64 adds to the upper three bytes of a number, by its place in a group of four; 1 where
+// there is no such character.
+var sextets = func() (t [4][256]uint32) {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-	for c := range t {
-		t[c] = 255
-	}
-	for i := range len(alphabet) {
-		t[alphabet[i]] = uint8(i)
+	for place := range t {
+		for c := range t[place] {
+			t[place][c] = 1
+		}
+		for i := range len(alphabet) {
+			t[place][alphabet[i]] = uint32(i) << (26 - 6*place)
+		}
 	}
 	return t
 }()

@@ -76,13 +76,21 @@ func appendString(dst []byte, s string) []byte {
 }
 
 func parseState(name string) (clock.State, bool) {
-	for s := clock.Unknown; s <= clock.Disrupted; s++ {
-		if s.String() == name {
-			return s, true
+	for s, known := range stateNames {
+		if known == name {
+			return clock.State(s), true
 		}
 	}
 	return 0, false
 }
+
+// stateNames are the names of the clock's states.
+var stateNames = func() (names [clock.Disrupted + 1]string) {
+	for s := range names {
+		names[s] = clock.State(s).String()
+	}
+	return names
+}()
 
 func checkStamp(s clock.Stamp) error {
 	if s.State > clock.Disrupted {
