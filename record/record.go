@@ -6,7 +6,7 @@
 //	event.go      what a producer may say; eventscan.go is its fast path
 //	entry.go      the envelope around every body in the log; frame.go encodes it for a whole batch
 //	bodies.go     bodies of the daemon's own entries: system, access, blob; token.go that of an RFC 3161 token
-//	tree.go       the RFC 6962 Merkle tree as its right edge, and proofs from it
+//	tree.go       the RFC 6962 Merkle tree as its right edge, and proofs from it; hasher.go hashes a whole log's fast
 //	checkpoint.go the signed head (C2SP tlog-checkpoint); keys.go who signs it and how (C2SP signed-note)
 //	receipt.go    what a producer keeps; proof.go the same as a C2SP tlog-proof file; bundle.go entries as tile data
 //	words.go      a hash as words to read aloud

@@ -3,7 +3,6 @@ package record
 import (
 	"crypto/sha256"
 	"fmt"
-	"hash"
 	"math/bits"
 	"slices"
 
@@ -63,57 +62,6 @@ func (t *Tree) Append(dst []Hash, leaf Hash) []Hash {
 	t.edge = append(t.edge, leaf)
 	t.size++
 	return dst
-}
-
-// Hasher hashes many entries and the trees over them without allocation. The zero value is ready; it is for one goroutine.
-type Hasher struct {
-	h   hash.Hash
-	buf [1 + 2*tlog.HashSize]byte
-	sum Hash
-}
-
-// Leaf is LeafHash.
-func (h *Hasher) Leaf(entry []byte) Hash {
-	h.reset()
-	h.buf[0] = 0
-	h.h.Write(h.buf[:1])
-	h.h.Write(entry)
-	h.h.Sum(h.sum[:0])
-	return h.sum
-}
-
-func (h *Hasher) node(left, right *Hash) Hash {
-	h.reset()
-	h.buf[0] = 1
-	copy(h.buf[1:], left[:])
-	copy(h.buf[1+tlog.HashSize:], right[:])
-	h.h.Write(h.buf[:])
-	h.h.Sum(h.sum[:0])
-	return h.sum
-}
-
-func (h *Hasher) reset() {
-	if h.h == nil {
-		h.h = sha256.New()
-	}
-	h.h.Reset()
-}
-
-// Root is the tree head over leaves, at least one, which it overwrites.
-func (h *Hasher) Root(leaves []Hash) Hash {
-	for len(leaves) > 1 {
-		// A last hash without another to its right goes up as it is.
-		n := len(leaves) / 2
-		for i := range n {
-			leaves[i] = h.node(&leaves[2*i], &leaves[2*i+1])
-		}
-		if len(leaves)%2 == 1 {
-			leaves[n] = leaves[2*n]
-			n++
-		}
-		leaves = leaves[:n]
-	}
-	return leaves[0]
 }
 
 // Span is a tree grown from Base to Size: the base's edge and the hashes that Append returned since. That is enough to prove, in
