@@ -15,6 +15,7 @@ const (
 	actionRead      = "read"      // entries and their proofs, one by one or in pages
 	actionExport    = "export"    // bundles of entries
 	actionChallenge = "challenge" // a seal that carries the reader's nonce
+	actionSeal      = "seal"      // a seal on demand
 )
 
 // purposeHeader is the header of a request that says what somebody reads for.

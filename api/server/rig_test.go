@@ -329,15 +329,15 @@ func (r *rig) requireMetric(name, value string) {
 	r.t.Errorf("%s never became %s:\n%s", name, value, strings.Join(regexp.MustCompile(`(?m)^bulla_.*$`).FindAllString(string(got), -1), "\n"))
 }
 
-// requireWaiting waits until so many events wait in the first log's queue.
-func (r *rig) requireWaiting(n int) {
+// requireUnderway waits until so many events of the first log's wait, in the queue or each for its signature.
+func (r *rig) requireUnderway(n int, held <-chan struct{}) {
 	r.t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if s, err := r.log().Status(); err != nil || s.Waiting == n {
+		if s, err := r.log().Status(); err == nil && s.Waiting+len(held) == n {
 			return
 		}
 	}
-	r.t.Errorf("there are never %d events waiting", n)
+	r.t.Errorf("there are never %d events under way", n)
 }
 
 func events(n int, format string) [][]byte {

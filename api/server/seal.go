@@ -70,10 +70,8 @@ func (c *call) makeSeal(reason string, nonce []byte) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.r.Context()), sealTime) // a client that goes away leaves no seal half made
 	defer cancel()
-	if nonce != nil { // what the seal attests has it
-		if err := c.recordChallenge(ctx, nonce); err != nil {
-			return err
-		}
+	if err := c.recordSealing(ctx, nonce); err != nil { // what the seal attests has it
+		return err
 	}
 	number, err := c.s.cfg.Seal(ctx, reason, nonce)
 	if err != nil {
@@ -100,8 +98,8 @@ func (c *call) makeSeal(reason string, nonce []byte) error {
 	return nil
 }
 
-// recordChallenge records in every log who challenges the machine, and with what.
-func (c *call) recordChallenge(ctx context.Context, nonce []byte) error {
+// recordSealing records in every log who asks for a seal, or challenges the machine, and with what.
+func (c *call) recordSealing(ctx context.Context, nonce []byte) error {
 	role, err := c.auditing()
 	if err != nil {
 		return err
@@ -110,8 +108,10 @@ func (c *call) recordChallenge(ctx context.Context, nonce []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.recordAccess(ctx, &record.Access{
-		Action: actionChallenge, By: c.caller.Producer, Purpose: purpose, Query: base64.StdEncoding.EncodeToString(nonce), Role: role,
-	})
+	a := &record.Access{Action: actionSeal, By: c.caller.Producer, Purpose: purpose, Role: role}
+	if nonce != nil {
+		a.Action, a.Query = actionChallenge, base64.StdEncoding.EncodeToString(nonce)
+	}
+	_, err = c.recordAccess(ctx, a)
 	return err
 }
