@@ -116,6 +116,8 @@ type Ledger struct {
 	store Store
 
 	committed atomic.Pointer[head]
+	shown     atomic.Pointer[shown] // what readers were last shown
+	hashes    *hashes
 	hold      atomic.Pointer[Refusal] // why events are refused at the moment, by order of the sealer
 	queue     *queue
 	stats     stats

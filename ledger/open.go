@@ -62,7 +62,7 @@ func Open(cfg Config, s Store) (*Ledger, error) {
 	if origin != cfg.Origin {
 		return nil, fmt.Errorf("%w: %q, not %q", ErrOrigin, origin, cfg.Origin)
 	}
-	l := &Ledger{cfg: cfg, store: s, queue: newQueue(), window: newWindow(), done: make(chan struct{})}
+	l := &Ledger{cfg: cfg, store: s, hashes: &hashes{store: s}, queue: newQueue(), window: newWindow(), done: make(chan struct{})}
 	if err := l.load(); err != nil {
 		return nil, fmt.Errorf("opening log %s: %w", origin, err)
 	}

@@ -68,8 +68,30 @@ func (r *Result) Proof(i int) ([]record.Hash, error) {
 // Checkpoint is the signed note over all committed entries. If the log has an Ed25519 key, it has that line too: it is made here,
 // once a head, and not for every batch, because a token takes longer for it than for all the rest. Should its device fail, the
 // checkpoint is as good without.
-func (l *Ledger) Checkpoint() []byte {
-	h := l.committed.Load()
+func (l *Ledger) Checkpoint() []byte { return l.lined(l.committed.Load()) }
+
+// shown is a head with all its lines, and when it was shown first.
+type shown struct {
+	*head
+	at time.Time
+}
+
+// showFor is how long readers of entries are shown the same head, so that many of them, while events are written, do not ask the device
+// for a signature each.
+const showFor = time.Second
+
+// Covering is a signed note over a committed entry, with all its lines, and its size. It was the current one within the last second.
+func (l *Ledger) Covering(index uint64) (checkpoint []byte, size uint64) {
+	s := l.shown.Load()
+	if now := time.Now(); s == nil || s.size() <= index || now.Sub(s.at) > showFor {
+		s = &shown{l.committed.Load(), now}
+		l.lined(s.head)
+		l.shown.Store(s)
+	}
+	return l.lined(s.head), s.size()
+}
+
+func (l *Ledger) lined(h *head) []byte {
 	if h.lines.interop == nil {
 		return h.checkpoint
 	}
@@ -131,7 +153,7 @@ func (l *Ledger) Proof(index, size uint64) ([]record.Hash, error) {
 	if index >= size || size > l.Size() {
 		return nil, fmt.Errorf("proving entry %d in a tree of size %d: the log has %d entries", index, size, l.Size())
 	}
-	return tlog.ProveRecord(int64(size), int64(index), l.store)
+	return tlog.ProveRecord(int64(size), int64(index), l.hashes)
 }
 
 // Consistency returns the consistency proof between two committed sizes.
@@ -139,7 +161,7 @@ func (l *Ledger) Consistency(old, size uint64) ([]record.Hash, error) {
 	if old == 0 || old > size || size > l.Size() {
 		return nil, fmt.Errorf("proving that size %d extends %d: the log has %d entries", size, old, l.Size())
 	}
-	return tlog.ProveTree(int64(size), int64(old), l.store)
+	return tlog.ProveTree(int64(size), int64(old), l.hashes)
 }
 
 // RootAt computes the tree's root at a committed size.

@@ -484,14 +484,19 @@ func (l *Log) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	err := l.view(func(tx *bbolt.Tx) error {
 		batches := tx.Bucket(bucketBatches)
 		c := batches.Cursor()
+		var run []byte // the hashes of the batch last found, and the index of the first
+		var first int64
 		for _, i := range rest {
 			index := indexes[i]
-			k, batch := seek(batches, c, entryOf(index))
-			if k == nil {
-				return fmt.Errorf("tree hash %d: %w", index, ErrNotFound)
+			at := (index - first) * hashSize
+			if at < 0 || int64(len(run)) < at+hashSize {
+				k, batch := seek(batches, c, entryOf(index))
+				if k == nil {
+					return fmt.Errorf("tree hash %d: %w", index, ErrNotFound)
+				}
+				run, first = batch.Get(keyHashes), tlog.StoredHashIndex(0, int64(binary.BigEndian.Uint64(k)))
+				at = (index - first) * hashSize
 			}
-			at := (index - tlog.StoredHashIndex(0, int64(binary.BigEndian.Uint64(k)))) * hashSize
-			run := batch.Get(keyHashes)
 			if at < 0 || int64(len(run)) < at+hashSize {
 				return fmt.Errorf("tree hash %d: %w", index, ErrNotFound)
 			}

@@ -152,7 +152,7 @@ func (c *call) entry() error {
 	})
 }
 
-// proof writes an entry's receipt under the current checkpoint, as JSON or, where text is asked for, as a C2SP tlog-proof.
+// proof writes an entry's receipt under a checkpoint that was current within the last second, as JSON or, where text is asked for, as a C2SP tlog-proof.
 func (c *call) proof() error {
 	if err := c.mayRead(); err != nil {
 		return err
@@ -187,13 +187,8 @@ func (c *call) receipt(index uint64) (*record.Receipt, error) {
 	if err != nil {
 		return nil, err
 	}
-	signed := c.log.Ledger.Checkpoint()
-	text, _, _ := strings.Cut(string(signed), "\n\n")
-	head, err := record.ParseCheckpoint(text + "\n")
-	if err != nil {
-		return nil, err
-	}
-	proof, err := c.log.Ledger.Proof(index, head.Size)
+	signed, size := c.log.Ledger.Covering(index)
+	proof, err := c.log.Ledger.Proof(index, size)
 	return &record.Receipt{Checkpoint: signed, Entry: entry, Index: index, Proof: proof}, err
 }
 
