@@ -62,9 +62,9 @@ func benchmarkVerify(b *testing.B, f files, p *verify.Policy) {
 }
 
 // runOn verifies on so many cores.
-func runOn(b *testing.B, cores int, f files, p *verify.Policy) {
+func runOn(b *testing.B, cores int, src verify.Source, p *verify.Policy) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cores))
-	rep, err := verify.Run(b.Context(), f, p, verify.Options{})
+	rep, err := verify.Run(b.Context(), src, p, verify.Options{})
 	if err != nil || rep.Verdict != verify.OutcomeVerified {
 		b.Fatal(fmt.Sprint(rep), err)
 	}
