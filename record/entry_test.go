@@ -131,10 +131,14 @@ func TestEntryRoundTrip(t *testing.T) {
 	kinds := []Kind{KindGenesis, KindEvent, KindClock, KindSeal, KindProposal, KindApproval, KindEnactment, KindAccess, KindSystem, KindToken, KindBlob}
 	pick := func(n int64) int64 { return r.Int64N(n) >> r.IntN(53) }
 	var log EntryParser
+	var round uint64 // of many entries
 	for range 3000 {
 		s := clock.Stamp{Sys: pick(1 << 62), State: clock.State(r.IntN(5)), Epoch: r.Uint32() >> r.IntN(32)}
 		if s.HasEstimate = r.IntN(4) > 0; s.HasEstimate {
-			s.Age, s.Bound, s.Offset, s.Round = pick(MaxInt+1), pick(MaxInt+1), pick(MaxInt+1)*int64(r.IntN(3)-1), uint64(pick(MaxInt+1))
+			s.Age, s.Bound, s.Offset, s.Round = pick(MaxInt+1), pick(MaxInt+1), pick(MaxInt+1)*int64(r.IntN(3)-1), round
+		}
+		if r.IntN(4) == 0 {
+			round = uint64(pick(MaxInt + 1))
 		}
 		e := &Entry{Index: uint64(pick(MaxInt + 1)), Kind: kinds[r.IntN(len(kinds))], Log: `l"ög\` + strings.Repeat("x", r.IntN(9)), Stamp: s, Body: []byte(`{"type":"a.b"}`)}
 		if e.Index > 0 {

@@ -11,6 +11,7 @@ import (
 type EntryParser struct {
 	single bool // nothing is remembered
 	stamp  memo[clock.Stamp]
+	round  memo[clock.Stamp]
 	name   memo[name]
 	tails  [4]memo[tail] // the last one first: several producers may take turns
 }
@@ -67,11 +68,38 @@ func (p *EntryParser) readStamp(c *cursor, e *Entry) {
 		return
 	}
 	from := c.i
-	c.literal(`,"clock":`)
-	c.stamp(e)
-	c.literal(`,"index":`)
+	c.literal(`,"clock":{`)
+	if c.option(`"age":`) {
+		c.estimate(&e.Stamp)
+	} else {
+		c.literal(`"epoch":`)
+		e.Stamp.Epoch = uint32(c.int(0, 1<<32-1))
+	}
+	p.readRound(c, &e.Stamp)
 	if !p.single {
 		p.stamp.keep(c, from, e.Stamp)
+	}
+}
+
+// readRound reads what many stamps share that differ in age and offset: the round of measurement and the clock's state.
+func (p *EntryParser) readRound(c *cursor, s *clock.Stamp) {
+	if last := &p.round.value; s.HasEstimate == last.HasEstimate && p.round.again(c) {
+		s.Round, s.State = last.Round, last.State
+		return
+	}
+	from := c.i
+	if s.HasEstimate {
+		c.literal(`,"round":`)
+		s.Round = uint64(c.int(0, MaxInt))
+	}
+	c.literal(`,"state":"`)
+	var ok bool
+	if s.State, ok = parseState(string(c.word())); !ok {
+		c.i = -1
+	}
+	c.literal(`},"index":`)
+	if !p.single {
+		p.round.keep(c, from, *s)
 	}
 }
 
@@ -185,30 +213,16 @@ func (c *cursor) body(e *Entry) (isEvent bool) {
 	return isEvent
 }
 
-func (c *cursor) stamp(e *Entry) {
-	s := &e.Stamp
-	c.literal(`{`)
-	if c.option(`"age":`) {
-		s.HasEstimate = true
-		s.Age = c.int(0, MaxInt)
-		c.literal(`,"bound":`)
-		s.Bound = c.int(0, MaxInt)
-		c.literal(`,`)
-	}
-	c.literal(`"epoch":`)
+// estimate reads what a stamp with an estimate has from the age to the offset.
+func (c *cursor) estimate(s *clock.Stamp) {
+	s.HasEstimate = true
+	s.Age = c.int(0, MaxInt)
+	c.literal(`,"bound":`)
+	s.Bound = c.int(0, MaxInt)
+	c.literal(`,"epoch":`)
 	s.Epoch = uint32(c.int(0, 1<<32-1))
-	if s.HasEstimate {
-		c.literal(`,"offset":`)
-		s.Offset = c.int(-MaxInt, MaxInt)
-		c.literal(`,"round":`)
-		s.Round = uint64(c.int(0, MaxInt))
-	}
-	c.literal(`,"state":"`)
-	var ok bool
-	if s.State, ok = parseState(string(c.word())); !ok {
-		c.i = -1
-	}
-	c.literal(`}`)
+	c.literal(`,"offset":`)
+	s.Offset = c.int(-MaxInt, MaxInt)
 }
 
 func (c *cursor) producer(p *Producer) {

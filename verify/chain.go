@@ -42,7 +42,7 @@ func (r *run) readEntries(ctx context.Context) error {
 	g, work := errgroup.WithContext(work)
 	g.SetLimit(r.opt.Workers + 1)
 	// Each bundle travels in a channel of its own, and those channels in order; so few bundles are under way at a time.
-	ordered := make(chan chan *bundle, 2*r.opt.Workers)
+	ordered := make(chan chan *bundle, 4*r.opt.Workers)
 	g.Go(func() error {
 		defer close(ordered)
 		for first := uint64(0); first < r.head.Size; first += tileWidth {
