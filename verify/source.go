@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Source is where evidence is read from. Names are those of C2SP tlog-tiles: "checkpoint", "tile/0/x001/234.p/5",
@@ -56,7 +57,21 @@ func readInto(ctx context.Context, src Source, name string, limit int, buf []byt
 }
 
 // Dir is evidence in a directory. Symbolic links that lead out of it and files that are not regular are refused.
-type Dir struct{ root *os.Root }
+type Dir struct {
+	root *os.Root
+
+	mu     sync.RWMutex
+	recent []recentDir // the last ones that files were read from, oldest first
+}
+
+// recentDir is a directory below the root, kept open: walking to it from the root costs more than reading most files.
+type recentDir struct {
+	name string
+	root *os.Root
+}
+
+// recentDirs is how many are kept: those of bundles and of their tiles, while the next ones begin.
+const recentDirs = 8
 
 // OpenDir opens a directory of evidence; the caller closes it.
 func OpenDir(path string) (*Dir, error) {
@@ -64,19 +79,68 @@ func OpenDir(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening evidence: %w", err)
 	}
-	return &Dir{root}, nil
+	return &Dir{root: root}, nil
 }
 
 // Open implements Source.
 func (d *Dir) Open(_ context.Context, name string) (io.ReadCloser, error) {
-	info, err := d.root.Stat(name)
+	dir, base := path.Split(name)
+	if f, err := d.openIn(dir, base); err == nil {
+		return f, nil
+	}
+	f, err := openRegular(d.root, name) // whatever is wrong is said of the whole name
+	if err != nil {
+		return nil, err
+	}
+	if err := d.remember(dir); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+var errNotOpen = errors.New("the directory is not open")
+
+// openIn opens a file in a directory that is open.
+func (d *Dir) openIn(dir, base string) (*os.File, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, r := range d.recent {
+		if r.name == dir {
+			return openRegular(r.root, base)
+		}
+	}
+	return nil, errNotOpen
+}
+
+// remember keeps a directory open for the next file in it.
+func (d *Dir) remember(dir string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if dir == "" || slices.ContainsFunc(d.recent, func(r recentDir) bool { return r.name == dir }) {
+		return nil
+	}
+	root, err := d.root.OpenRoot(path.Clean(dir))
+	if err != nil {
+		return err
+	}
+	d.recent = append(d.recent, recentDir{dir, root})
+	if len(d.recent) <= recentDirs {
+		return nil
+	}
+	oldest := d.recent[0].root
+	d.recent = slices.Delete(d.recent, 0, 1)
+	return oldest.Close()
+}
+
+func openRegular(root *os.Root, name string) (*os.File, error) {
+	info, err := root.Stat(name)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", name)
 	}
-	return d.root.Open(name)
+	return root.Open(name)
 }
 
 // Walk implements Source.
@@ -93,7 +157,16 @@ func (d *Dir) Walk(ctx context.Context, f func(name string) error) error {
 }
 
 // Close closes the directory.
-func (d *Dir) Close() error { return d.root.Close() }
+func (d *Dir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.root.Close()
+	for _, r := range d.recent {
+		err = errors.Join(err, r.root.Close())
+	}
+	d.recent = nil
+	return err
+}
 
 // Tar is evidence in an uncompressed tar file. It may lie within one directory, as tar makes it from a directory's name.
 type Tar struct {

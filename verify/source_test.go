@@ -3,12 +3,17 @@ package verify_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"bulla/verify"
 )
@@ -134,6 +139,72 @@ func TestDirectoryThatLeadsElsewhere(t *testing.T) {
 	if _, err := verify.OpenDir(filepath.Join(t.TempDir(), "no")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+// A directory that files were read from before is judged as one that is opened for each: also when there are too many to be kept open,
+// when links lead about in it, and when it is gone.
+func TestDirectoriesThatAreKeptOpen(t *testing.T) {
+	t.Parallel()
+	f := files{"checkpoint": []byte("c")}
+	for i := range 30 {
+		f[fmt.Sprintf("tile/%d/a", i)] = []byte(fmt.Sprint("a", i))
+		f[fmt.Sprintf("tile/%d/b", i)] = []byte(fmt.Sprint("b", i))
+	}
+	path := write(t, f)
+	outside := write(t, files{"secret": []byte("x")})
+	for link, target := range map[string]string{"within": "../2/b", "out": filepath.Join(outside, "secret"), "up": "../../../secret"} {
+		if err := os.Symlink(target, filepath.Join(path, "tile", "1", link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(path, "tile", "1", "dir"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := openDir(t, path)
+	var g errgroup.Group
+	for name, want := range f {
+		g.Go(func() error {
+			for range 3 {
+				if got, err := readAll(d, name); err != nil || got != string(want) {
+					return fmt.Errorf("%s: %q, %w", name, got, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		for name, want := range map[string]string{"tile/1/a": "a1", "tile/1/within": "b2", "tile/1/b": "b1"} {
+			if got, err := readAll(d, name); err != nil || got != want {
+				t.Errorf("%s: %q, %v", name, got, err)
+			}
+		}
+		for _, name := range []string{"tile/1/out", "tile/1/up", "tile/1/dir"} {
+			if got, err := readAll(d, name); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: %q, %v", name, got, err)
+			}
+		}
+		if _, err := readAll(d, "tile/1/none"); !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(path, "tile", "1")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readAll(d, "tile/1/a"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func readAll(src verify.Source, name string) (string, error) {
+	f, err := src.Open(context.Background(), name)
+	if err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(f)
+	return string(b), errors.Join(err, f.Close())
 }
 
 func FuzzTar(f *testing.F) {
