@@ -72,7 +72,13 @@ func prepareTPM(ctx context.Context, cfg *Config, p TPMPlan, pcr int, out io.Wri
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	d.tpm.UseOwner(auth)
+	now, err := d.tpm.Protection(ctx, auth)
+	if err != nil {
+		return err
+	}
+	if now.Owner != attest.AccessOpen { // an open TPM is closed with what officers brought, and does not ask for it before
+		d.tpm.UseOwner(auth)
+	}
 	e, err := enrol(ctx, d.tpm, cfg, pcr)
 	if err != nil {
 		return unfinished(err)
