@@ -34,7 +34,7 @@ func (r *run) recall() error {
 	if err != nil {
 		return fmt.Errorf("memory: time: %w", err)
 	}
-	r.earlier = append(r.earlier, Earlier{name: "the last run", head: record.Checkpoint{Origin: m.Log, Size: m.Size, Root: m.Root}, before: before, memory: m})
+	r.earlier = append(r.earlier, Earlier{name: m.name(), head: record.Checkpoint{Origin: m.Log, Size: m.Size, Root: m.Root}, before: before, memory: m})
 	return nil
 }
 
@@ -80,6 +80,9 @@ func (r *run) judgeEarlier(ctx context.Context, e *Earlier) (EarlierResult, erro
 	if e.head.Size > r.head.Size {
 		if r.declared(e, &res) {
 			return res, nil
+		}
+		if m := e.memory; m != nil {
+			r.remark("continuity: %s saw %d entries of this log, %d more than are here. Fewer are what is left of a log whose end was cut off, or that was put back, and an older export cannot be told from one. If an older export is what you mean to check, which is legitimate, say --no-memory: nothing is then compared with what was seen before, or remembered", m.name(), e.head.Size, e.head.Size-r.head.Size)
 		}
 		return violated("continuity.beyond", fmt.Sprintf("a log of at least %d entries", e.head.Size), fmt.Sprintf("%d entries", r.head.Size))
 	}

@@ -263,3 +263,59 @@ func spoil(v any, name string) any {
 	}
 	return v
 }
+
+// While something contradicts, neither page nor text says how much is anchored for certain.
+func TestNothingIsAnchoredForCertainWhileSomethingContradicts(t *testing.T) {
+	t.Parallel()
+	b, p := eventful(t)
+	honest := run(t, b.export(), p)
+	bad := b.export()
+	replace(bad, "tile/entries/000", "number 20", "number 29")
+	rep := run(t, bad, p)
+	want(t, rep, verify.OutcomeTampered, "tree.leaf@20")
+	const tile = `<div><dt>Entries anchored</dt><dd>`
+	for _, c := range []struct {
+		in     string
+		yes    []string
+		noneOf []string
+	}{
+		{page(t, honest), []string{tile + "2"}, []string{"The findings come first"}},
+		{page(t, rep), []string{tile + "– <small>not for certain", "<strong>The findings come first:</strong>"}, []string{tile + "2", "Every entry is anchored"}},
+		{text(t, honest), nil, []string{"findings leave it"}},
+		{text(t, rep), []string{"; the rest is anchored only as far as the findings leave it\n"}, nil},
+	} {
+		for _, s := range c.yes {
+			if !strings.Contains(c.in, s) {
+				t.Errorf("%q is not in\n%s", s, c.in)
+			}
+		}
+		for _, s := range c.noneOf {
+			if strings.Contains(c.in, s) {
+				t.Errorf("%q is in\n%s", s, c.in)
+			}
+		}
+	}
+}
+
+// What repeats itself is printed a few times, and its meaning once; how much there is, always.
+func TestFindingsThatRepeat(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t).begin().events(300)
+	f := b.export()
+	for i := 120; i < 250; i++ {
+		replace(f, "tile/entries/000", fmt.Sprintf("number %d", i), fmt.Sprintf("number %d", i+500))
+	}
+	f["tile/0/001.p/45"][0] ^= 1
+	got := text(t, run(t, f, b.policy()))
+	meaning := ""
+	for _, r := range verify.Rules() {
+		if r.Name == "tree.leaf" {
+			meaning = r.Meaning
+		}
+	}
+	for s, n := range map[string]int{"\n  tree.leaf (entry ": 5, meaning: 1, "\n  and 95 more of tree.leaf, which --json lists\n": 1, "\n  and 31 more that are not listed\n": 1} {
+		if strings.Count(got, s) != n {
+			t.Errorf("%q is there %d times, not %d:\n%s", s, strings.Count(got, s), n, got)
+		}
+	}
+}

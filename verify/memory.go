@@ -102,6 +102,16 @@ type Memory struct {
 	Size    uint64      `json:"size"`           // entries
 	Time    string      `json:"time"`           // the system's, of the last entry
 	V       int         `json:"v"`
+
+	File string `json:"-"` // where it was kept, for the report; "": not said
+}
+
+// name is what a report calls the run that left the memory.
+func (m *Memory) name() string {
+	if m.File == "" {
+		return "the last run"
+	}
+	return "the last run (" + m.File + ")"
 }
 
 // MemorySeal is how far a TPM had come at a seal.

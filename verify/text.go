@@ -48,13 +48,17 @@ func (rep *Report) writeHead(w io.Writer) {
 		row("officers", "%s", officers)
 		row("roles", "%s", strings.Join(rep.Governance.Roles, "; "))
 	}
+	before := ""
+	if rep.Verdict == OutcomeTampered {
+		before = "; the rest is anchored only as far as the findings leave it"
+	}
 	switch u := rep.Unanchored; {
 	case u == nil:
-		row("unanchored", "nothing")
+		row("unanchored", "nothing%s", before)
 	case u.From == 0:
 		row("unanchored", "every entry: no seal, receipt or witness vouches for what the appliance's storage says")
 	default:
-		row("unanchored", "%s: behind the last seal, receipt or cosignature", span(u.From, u.To))
+		row("unanchored", "%s: behind the last seal, receipt or cosignature%s", span(u.From, u.To), before)
 	}
 	if u := rep.Resettable; u != nil {
 		row("if the TPM was reset", "%s: not anchored against somebody who could reset or clear it", span(u.From, u.To))
@@ -96,27 +100,50 @@ func (rep *Report) writeClaims(w io.Writer) {
 	}
 }
 
+// maxOfRule is how many findings of one rule are printed: what a wrong key or a rewritten end does to a log repeats itself.
+const maxOfRule = 5
+
 func (rep *Report) writeFindings(w io.Writer) {
 	if len(rep.Findings) == 0 {
 		return
 	}
 	fmt.Fprintln(w, "\nFindings")
+	seen, rules := map[string]int{}, []string{}
 	for _, f := range rep.Findings {
-		where := f.File
-		if f.Index != nil {
-			where = fmt.Sprintf("entry %d", *f.Index)
-			if f.File != "" {
-				where += ", " + f.File
-			}
+		n := seen[f.Rule]
+		if seen[f.Rule]++; n >= maxOfRule {
+			continue
 		}
-		if where != "" {
-			where = " (" + where + ")"
+		fmt.Fprintf(w, "  %s%s\n", f.Rule, f.where())
+		if n == 0 {
+			rules = append(rules, f.Rule)
+			fmt.Fprintf(w, "    %s\n", f.Meaning)
 		}
-		fmt.Fprintf(w, "  %s%s\n    %s\n    expected: %s\n    found:    %s\n", f.Rule, where, f.Meaning, f.Expected, f.Found)
+		fmt.Fprintf(w, "    expected: %s\n    found:    %s\n", f.Expected, f.Found)
+	}
+	for _, rule := range rules {
+		if more := seen[rule] - maxOfRule; more > 0 {
+			fmt.Fprintf(w, "  and %d more of %s, which --json lists\n", more, rule)
+		}
 	}
 	if rep.Omitted > 0 {
-		fmt.Fprintf(w, "  and %d more\n", rep.Omitted)
+		fmt.Fprintf(w, "  and %d more that are not listed\n", rep.Omitted)
 	}
+}
+
+// where is the place of a finding, in brackets.
+func (f *Finding) where() string {
+	where := f.File
+	if f.Index != nil {
+		where = fmt.Sprintf("entry %d", *f.Index)
+		if f.File != "" {
+			where += ", " + f.File
+		}
+	}
+	if where == "" {
+		return ""
+	}
+	return " (" + where + ")"
 }
 
 func (rep *Report) writeReceipts(w io.Writer) {

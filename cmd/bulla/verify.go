@@ -39,10 +39,13 @@ has it checked where it is. The answer is one of three:
 Trust comes from the policy file: the log's verifier keys and the leaf hash of its genesis, had from the ceremony's minutes or from
 the operator's records, not from the appliance. Without one the answer is at best not checkable. Lines of a policy:
 
-  log VKEY              a key that must sign the log's head (C2SP tlog-policy)
+  log VKEY              a key of the log: it must sign the head, unless a ceremony in the log replaced it, or made it later
+                        (C2SP tlog-policy)
   genesis HEX [ORIGIN]  the leaf hash of entry 0
   witness NAME VKEY     a witness's key; group NAME any|all|K MEMBER... of them
   quorum NAME|none      the witness or group that must have cosigned the log
+  ek-root BASE64        a certificate (DER) of an authority that may certify the TPM's endorsement key
+  ak HEX                the Name of an attestation key that the TPM may have
   seals none            the log has no TPM: do without seals
   time none             do without checks of time
   tail N                at most N entries may be without seal, receipt or cosignatures
@@ -51,9 +54,10 @@ the operator's records, not from the appliance. Without one the answer is at bes
 
 A log that was not found tampered is remembered: its size and root, and how far its TPM had come. The next run checks that the log
 extends that, so that a shorter or another log is found even where nothing else tells. --earlier does the same with a checkpoint or an
-export that was kept. To check an old export after a newer one, say --no-memory.
+export that was kept. To check an old export after a newer one, which is legitimate, say --no-memory: that an export is shorter than
+what was seen looks like a log that was put back, and it cannot be told from one by itself.
 
---html writes the report as one page too: nothing is loaded by it, it needs no script, and it prints.
+--html writes the report as one page too: nothing is loaded by it, it needs no script, and it prints. The file must not exist.
 
 --selftest shows that this verifier finds tampering with this very evidence: it tampers with copies of it, in memory, in every way of
 docs/selftest.md, one at a time, and says which rule found each, and where. Exit 0: all that can be tried were found; 1: one was not;
@@ -88,6 +92,9 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 			if m.off && m.path != "" {
 				return usagef("--memory and --no-memory contradict each other")
 			}
+			if _, err := os.Lstat(page); page != "" && err == nil {
+				return usagef("%s exists: a report is not written over another file; name a new one with --html", page)
+			}
 			rep, err := t.verify(cmd.Context(), strings.Join(given, ""), p, opt, &m)
 			if err != nil {
 				return err
@@ -105,7 +112,7 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 	cmd.Flags().StringArrayVar(&earlier, "earlier", nil, "checkpoint or export that was seen before, which the log must extend; may be repeated")
 	cmd.Flags().StringVar(&m.path, "memory", "", "file with what earlier runs knew of the log (default: one for each log in $XDG_STATE_HOME/bulla/verify)")
 	cmd.Flags().BoolVar(&m.off, "no-memory", false, "neither compare with earlier runs nor remember this one")
-	cmd.Flags().StringVar(&page, "html", "", "file for the report as one page to read and print, with pictures of the log's course and clock")
+	cmd.Flags().StringVar(&page, "html", "", "file for the report as one page to read and print, with pictures of the log's course and clock; it must not exist")
 	cmd.Flags().BoolVar(&selftest, "selftest", false, "tamper with copies of the evidence in every known way, and show that each is found")
 	return t.reads(cmd)
 }
@@ -143,13 +150,17 @@ func (t *tool) verify(ctx context.Context, path string, policy *verify.Policy, o
 	return report, nil
 }
 
-// writePage writes a report as a page.
+// writePage writes a report as a page, to a new file.
 func writePage(path string, p *verify.Page) error {
 	var b bytes.Buffer
 	if err := p.WriteHTML(&b); err != nil {
 		return err
 	}
-	return durable.Replace(path, b.Bytes(), 0o644)
+	err := durable.Create(path, b.Bytes(), 0o644)
+	if errors.Is(err, fs.ErrExist) { // made meanwhile
+		return usagef("%s exists: a report is not written over another file; name a new one with --html", path)
+	}
+	return err
 }
 
 // evidence opens what is to be verified; live says where it is served, and is empty of what is at rest.

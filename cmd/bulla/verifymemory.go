@@ -43,7 +43,7 @@ func (m *memory) recall(origin string, genesis record.Hash) (*verify.Memory, err
 	if err != nil {
 		return nil, usagef("%s, which holds what an earlier run knew of log %s, is damaged: %w; restore it from a copy, or, if you know why, move it away: the log is then not compared with what was seen before", m.path, printable(origin, 80), err)
 	}
-	m.was = b
+	m.was, was.File = b, m.path
 	return was, nil
 }
 
