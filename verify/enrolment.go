@@ -48,7 +48,6 @@ func (f *fold) reenrol(at *record.Entry) {
 	for _, x := range found {
 		f.r.find(Finding{Rule: string(x.Rule), Index: &at.Index, Expected: fmt.Sprintf("%.300s", x.Expected), Found: fmt.Sprintf("%.300s", x.Found)})
 	}
-	f.enrolled = e
 	f.r.remark("seals: from entry %d on they are of another TPM, which officers enrolled: %s", at.Index, ceremony.Printable(e.Manufacturer+" "+e.Model))
 	if f.r.policy == nil {
 		return

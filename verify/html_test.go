@@ -139,7 +139,7 @@ func TestPageSaysWhatTheReportSays(t *testing.T) {
 			}
 		}
 		for _, r := range rep.Receipts {
-			want = append(want, fmt.Sprintf(`<th scope="row">%s</th><td>%d</td>`, r.Name, *r.Index))
+			want = append(want, fmt.Sprintf(`<th scope="row">%s</th><td class="t">%d</td>`, r.Name, *r.Index))
 		}
 		for _, w := range want {
 			if !strings.Contains(got, escaped(w)) {

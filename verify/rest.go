@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -14,17 +15,18 @@ import (
 // judgeRest looks at every file that the head does not need. Partial tiles and bundles of earlier sizes must be the beginnings of
 // those of the head; what lies beyond the head, or is not of the layout, is no evidence, and the report says so.
 func (r *run) judgeRest(ctx context.Context) error {
-	var beyond, other uint64
-	example := ""
+	var beyond uint64
+	var other, changed names
 	copies := copies{r: r}
 	err := r.src.Walk(ctx, func(name string) error {
 		t, ok := record.ParseTilePath(name)
 		if !ok {
-			known, err := copies.judge(ctx, name)
-			if name != checkpoint && !known && !r.isCosigned(name) {
-				if other++; example == "" {
-					example = name
-				}
+			known, alike, err := copies.judge(ctx, name)
+			switch {
+			case known && !alike:
+				changed.add(name)
+			case name != checkpoint && !known && !r.isCosigned(name):
+				other.add(name)
 			}
 			return err
 		}
@@ -47,10 +49,33 @@ func (r *run) judgeRest(ctx context.Context) error {
 	if beyond > 0 {
 		r.remark("%d file(s) lie beyond the head; they were not checked", beyond)
 	}
-	if other > 0 {
-		r.remark("%d other file(s), as %s, are not evidence by themselves; they were not checked", other, quote(example))
+	if changed.n > 0 {
+		r.remark("%s: not what this version of the program writes beside these entries. Another version made it, or somebody changed it; it is no evidence, and commands in it are not to be relied upon", &changed)
+	}
+	if other.n > 0 {
+		r.remark("%d other file(s) are not evidence by themselves, and were not looked at: %s", other.n, &other)
 	}
 	return err
+}
+
+// names are those of files, of which the first few are said.
+type names struct {
+	n     uint64
+	first []string
+}
+
+func (l *names) add(name string) {
+	if l.n++; len(l.first) < 8 {
+		l.first = append(l.first, quote(name))
+	}
+}
+
+func (l *names) String() string {
+	s := strings.Join(l.first, ", ")
+	if more := l.n - uint64(len(l.first)); more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
 }
 
 // judgePart compares a partial tile or bundle of an earlier size with the same one of the head, of the given width.

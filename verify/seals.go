@@ -37,7 +37,7 @@ func (f *fold) enrol() {
 	if tpm == nil {
 		return
 	}
-	f.head, f.enrolled, f.sealAt = headAt{r: f.r}, tpm, map[uint64]uint64{}
+	f.head, f.sealAt = headAt{r: f.r}, map[uint64]uint64{}
 	f.judgeEnrolment(tpm)
 	replay, err := attest.NewReplay(*tpm, f.r.origin, f.head.hash)
 	if err != nil {
@@ -77,6 +77,7 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 		var number uint64
 		f.sealed, number = f.replay.Sealed()
 		f.sealAt[number] = e.Index
+		f.outline.sealed(number, e.Index)
 		f.boots.seal(e.Body)
 		f.line.seal(e, f.sealed)
 		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
