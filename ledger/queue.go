@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"bulla/record"
+	"bulla/store"
 )
 
 // Bounds of the queue and of a batch. A request is atomic and at most MaxRequest events.
@@ -14,10 +15,10 @@ const (
 	MaxRequest = 10_000 // events in one request
 
 	maxWaiting      = 200_000  // events waiting; beyond, producers are told "busy"
-	maxWaitingBytes = 64 << 20 // their bytes
+	maxWaitingBytes = 32 << 20 // their bytes
 	maxOwn          = 10_000   // the daemon's own records waiting (no HSM for a day)
-	maxBatch        = 10_000   // events after which a batch takes no further request
-	maxBatchBytes   = 8 << 20
+	entryBytes      = 364      // of an entry and its hashes around an event, about
+	maxBatch        = store.AheadBytes * 15 / 16
 	busyRetry       = 100 * time.Millisecond
 )
 
@@ -117,12 +118,14 @@ func (q *queue) take() []*request {
 	} else {
 		q.own = nil
 	}
-	n, bytes, i := len(taken), 0, 0
-	for ; i < len(q.events) && n < maxBatch && bytes < maxBatchBytes; i++ {
-		n += len(q.events[i].events)
-		bytes += q.events[i].size
-		q.n -= len(q.events[i].events)
-		q.bytes -= q.events[i].size
+	i := 0
+	for bytes := 0; i < len(q.events); i++ {
+		r := q.events[i]
+		if bytes += r.size + entryBytes*len(r.events); i > 0 && bytes > maxBatch {
+			break
+		}
+		q.n -= len(r.events)
+		q.bytes -= r.size
 	}
 	taken = append(taken, q.events[:i]...)
 	if i == len(q.events) {

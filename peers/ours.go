@@ -109,6 +109,10 @@ func overload(ctx context.Context, s *settings, dir string, _ *appliance, r *rep
 		return err
 	}
 	defer func() { err = errors.Join(err, a.stop(), os.RemoveAll(a.dir)) }()
+	return overloaded(ctx, s, a, r)
+}
+
+func overloaded(ctx context.Context, s *settings, a *appliance, r *report) error {
 	_, before, err := a.memory()
 	if err != nil {
 		return err

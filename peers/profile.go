@@ -19,6 +19,7 @@ func profile(ctx context.Context, s *settings, dir string) error {
 			return benched(a.bench(ctx, bulkProducers, bulkBatch, eventSize, "ack", s.length()))
 		}},
 		{"reads", func(a *appliance) error { return reads(ctx, s, "", a, newReport(s)) }},
+		{"overload", func(a *appliance) error { return overloaded(ctx, s, a, newReport(s)) }},
 	} {
 		if !s.has(c.name) {
 			continue

@@ -37,8 +37,10 @@ const (
 	walBlocks = 16 << 20 / walBlock // as new files are made
 	markSize  = 16
 	walHeader = markSize + 8
-	maxRecord = 512 << 10 // larger batches go straight to bbolt
 )
+
+// AheadBytes is how large a batch may be that the write-ahead file takes. A larger one goes straight to bbolt, which takes longer.
+const AheadBytes = 512 << 10
 
 var (
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -141,11 +143,11 @@ func (w *wal) encode(b *Batch) error {
 	for _, e := range b.Entries {
 		n += len(e)
 	}
-	if n > maxRecord {
+	if n > AheadBytes {
 		return errTooLarge
 	}
 	w.buf = appendRecord(w.buf[:0], &w.mark, b)
-	if len(w.buf) > maxRecord || int64(len(w.buf))/walBlock > w.blocks/2 {
+	if len(w.buf) > AheadBytes || int64(len(w.buf))/walBlock > w.blocks/2 {
 		return errTooLarge
 	}
 	return nil
@@ -251,7 +253,7 @@ func (w *wal) record(at int64) (*Batch, int64, error) {
 		return nil, 0, err
 	}
 	n := int64(binary.BigEndian.Uint32(r[markSize:])) + walHeader
-	if !bytes.HasPrefix(r, w.mark[:]) || n > min(maxRecord, (w.blocks-at)*walBlock) {
+	if !bytes.HasPrefix(r, w.mark[:]) || n > min(AheadBytes, (w.blocks-at)*walBlock) {
 		return nil, 0, nil
 	}
 	r = make([]byte, n)

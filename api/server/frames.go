@@ -124,7 +124,7 @@ func (s *server) serveConn(ctx context.Context, c *conn) (err error) {
 		}
 		f.begin()
 		room := answerRoom(req.Events, req.Want)
-		if !s.frames.take(caller.UID, room, room <= freeSize) {
+		if !s.frames.take(caller.UID, room, true) {
 			s.frames.put(caller.UID, len(b))
 			full := busy(s.limits.backoff, "too many answers wait to be read")
 			s.metrics.answered(s.nameOf(req.Log), full.Code)

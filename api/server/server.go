@@ -88,7 +88,7 @@ type limits struct {
 }
 
 var defaultLimits = limits{
-	conns: 4096, uidConns: 3072, memory: 192 << 20, uidMemory: 96 << 20, reserve: 16 << 20,
+	conns: 4096, uidConns: 3072, memory: 64 << 20, uidMemory: 32 << 20, reserve: 12 << 20,
 	hello: 10 * time.Second, frame: 10 * time.Second, body: 30 * time.Second, write: 30 * time.Second, idle: 2 * time.Minute,
 	drain: 5 * time.Second, grace: time.Second, backoff: 100 * time.Millisecond,
 }

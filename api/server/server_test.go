@@ -150,12 +150,12 @@ func TestDocumentedBounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := defaultLimits
-	want.conns, want.uidConns, want.memory, want.uidMemory, want.reserve = 4096, 3072, 192<<20, 96<<20, 16<<20
+	want.conns, want.uidConns, want.memory, want.uidMemory, want.reserve = 4096, 3072, 64<<20, 32<<20, 12<<20
 	want.hello, want.frame, want.body, want.write, want.idle = 10*time.Second, 10*time.Second, 30*time.Second, 30*time.Second, 120*time.Second
 	if defaultLimits != want || window != 256 || freeSize != 16<<10 || chunkLines != 1000 || api.MinFrame != 1_048_576 || api.MaxFrame != 4_194_304 || api.MaxEvents != 10_000 {
 		t.Error("docs/formats.md states other bounds")
 	}
-	for _, s := range []string{"4,096, of one uid 3,072", "192 MiB, of one uid 96 MiB; the last 16 MiB", "at least 1,048,576", "1 to 4,194,304", "1 to 10,000 events", "at most 1,000, all or none"} {
+	for _, s := range []string{"4,096, of one uid 3,072", "64 MiB, of one uid 32 MiB; the last 12 MiB", "at least 1,048,576", "1 to 4,194,304", "1 to 10,000 events", "at most 1,000, all or none"} {
 		if !strings.Contains(string(b), s) {
 			t.Errorf("docs/formats.md does not say %q", s)
 		}
