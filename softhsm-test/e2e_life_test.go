@@ -2,220 +2,248 @@ package softhsmtest_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"bulla/api"
-	softhsmtest "bulla/softhsm-test"
+	"bulla/ceremony"
+	"bulla/record"
 	"bulla/verify"
 )
 
-// life is an appliance that init made from a plan, with its own TPM, and the officers who govern it.
-type life struct {
-	*rig
-	work   string // where people keep their files
-	agent  string // ssh-agent's socket
-	daemon *child
-}
-
-func newLife(t *testing.T) *life {
-	t.Helper()
-	l := &life{rig: newRig(t)}
-	for _, dir := range []string{"state", "work"} {
-		if err := os.Mkdir(l.path(dir), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l.work = l.path("work")
-	tpm, err := softhsmtest.CreateTPM(t.Context(), l.path("t2"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tpm.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
-	c := &l.config
-	c.State, c.TPM = l.path("state"), map[string]any{"device": tpm.Address(), "roots": tpm.Roots()}
-	c.Logs = []logConfig{{Name: "audit", Origin: "example.org/audit", File: l.path("audit.db"), Key: strings.Replace(c.Logs[0].Key, "object=log", "object=audit", 1)}}
-	l.write("bullad.toml", l.config)
-	plan := "origin = \"example.org/audit\"\nproposer_counts = true\n[tpm]\nauth = \"none\"\n"
-	for _, name := range []string{"producer", "auditor", "operator"} {
-		plan += fmt.Sprintf("[[role]]\nname = %q\nany = true\n", name)
-	}
-	for action, n := range map[string]int{"default": 2, "genesis": 3} {
-		plan += fmt.Sprintf("[[threshold]]\naction = %q\nofficers = %d\n", action, n)
-	}
-	l.startAgent()
-	for _, name := range []string{"alice", "bob", "carol"} {
-		o, err := softhsmtest.OpenOfficer(l.path("officers"), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		plan += fmt.Sprintf("[[officer]]\nname = %q\nkey = %q\n", name, o.Key)
-		l.sh("ssh-add -q " + o.KeyFile)
-	}
-	if err := os.WriteFile(l.path("genesis.toml"), []byte(plan), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := softhsmtest.CreateOfficer(l.work, "dave"); err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-// startAgent starts the ssh-agent that holds the officers' keys.
-func (l *life) startAgent() {
-	l.t.Helper()
-	l.agent = l.path("agent")
-	agent := startChild(l.t, nil, "ssh-agent", "-D", "-a", l.agent)
-	l.t.Cleanup(agent.kill)
-	requireSoon(l.t, func() error { _, err := os.Stat(l.agent); return err })
-}
-
-// sh runs commands as people type them, and returns what they print.
-func (l *life) sh(lines string) string {
-	l.t.Helper()
-	cmd := exec.CommandContext(l.t.Context(), "bash", "-euo", "pipefail", "-c", lines)
-	cmd.Dir = l.work
-	cmd.Env = append(os.Environ(), "BULLA_SOCKET="+l.path("sign.sock"), "SSH_AUTH_SOCK="+l.agent, "SOFTHSM2_CONF="+l.path("hsm/softhsm2.conf"),
-		"PATH="+filepath.Dir(program(l.t, "bulla"))+":"+os.Getenv("PATH"))
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		l.t.Fatalf("%v\n%s\n%s", err, lines, out)
-	}
-	return string(out)
-}
-
-// start starts the daemon. It is ready for officers when it knows the time.
-func (l *life) start() {
-	l.t.Helper()
-	program(l.t, "bullad")
-	l.daemon = l.bullad("serve", "--config", l.write("bullad.toml", l.config))
-	w := browse(l.t, l.dir)
-	requireSoon(l.t, func() error {
-		status, b, err := w.do(l.t.Context(), "GET", "/v1/status", "", "")
-		if err == nil && status != http.StatusOK || err == nil && !bytes.Contains(b, []byte(`"synced"`)) {
-			err = fmt.Errorf("GET /v1/status: %d %s", status, b)
-		}
-		return err
-	})
-}
+// tokenLost is the heading of the script that ends a log; all others are the life of one appliance.
+const tokenLost = "Loss of the token"
 
 // TestLife is the whole life of an appliance, by the scripts of docs/ceremonies.md as they stand: genesis, change of policy, rotation under load,
-// another officer, a key destroyed, and in the end a backup that was put back and is declared. It verifies from the genesis alone.
+// a key destroyed, officers replaced, PCRs approved, another TPM, and in the end a backup that was put back and is declared, and the log that
+// succeeds. It verifies from the genesis alone.
 func TestLife(t *testing.T) {
 	t.Parallel()
-	l := newLife(t)
-	b, err := os.ReadFile("../docs/ceremonies.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```").FindAllStringSubmatch(string(b), -1)
-	if len(blocks) != 8 {
-		t.Fatalf("%d blocks of commands", len(blocks))
-	}
-	var traffic *load
-	for i, block := range blocks {
-		lines := strings.ReplaceAll(block[1], "/etc/bulla/", l.dir+"/")
-		before, after, starts := strings.Cut(lines, "systemctl start bullad\n")
-		l.sh(before)
-		if starts {
-			l.start()
-			var refused *api.Refusal
-			if _, err := dial(t, l.dir).Append(t.Context(), "", []byte(`{"type":"too.early"}`)); !errors.As(err, &refused) || !strings.Contains(refused.Message, "approval") {
-				t.Errorf("an event before the genesis is approved: %v", err)
-			}
-			l.sh(after)
-		}
-		if i == 1 { // the officers have approved
-			traffic = startLoad(t, l.dir, "", 3)
-			traffic.requireMore(patience, 50)
-		}
-		if i > 1 {
-			traffic.requireMore(patience, 20)
-		}
-	}
+	l := newLife(t, func(heading string) bool { return heading != tokenLost })
+	l.begin()
+
+	// Governed and rotated under load; no event is refused.
+	traffic := startLoad(t, l.dir, "", 3)
+	traffic.requireMore(patience, 50)
+	l.follow("Change of policy")
+	traffic.requireMore(patience, 20)
+	t.Logf("the longest time between two acknowledgements during the rotation: %v", l.longestWait(func() { l.follow("Rotation of the log's key") }))
+	traffic.requireMore(patience, 20)
+	l.follow("Rotation of the log's key") // the old key is destroyed
+	l.follow("Change of officers")
+	l.sh("ssh-add -q ../officers/dave")
+	l.follow("Loss of an officer")
+	l.sh("cd ../officers; ssh-add -q -d bob; ssh-add -q bob-new")
+	traffic.requireMore(patience, 20)
 	given, refused := traffic.end()
 	if len(refused) > 0 {
 		t.Errorf("events were refused: %v", refused)
 	}
-	w := browse(t, l.dir)
-	policy := l.policy()
+	policy := l.policy("auditor.policy")
+	leaf := policy.Genesis["example.org/audit"]
+	if printed := readFile(t, filepath.Join(l.work, "genesis.txt")); !bytes.Contains(printed, fmt.Appendf(nil, "genesis leaf hash %x\n", leaf[:])) {
+		t.Errorf("the policy is not of the genesis that init printed: %s", printed)
+	}
 	h := newHistory(t, &verify.Policy{VKeys: append(l.vkeys(), policy.VKeys...)})
-	h.add(t, given[:10])
+	h.add(t, given[:10]) // by the first key
 	h.add(t, given[10:])
+	w := browse(t, l.dir)
 	h.check(t, w)
 	w.requireSeal(t)
 	w.requireVerified(t, policy, h.sample...)
 
-	// A backup, traffic that it lacks, and the backup put back.
-	surviving := l.sh("curl -sS --unix-socket " + l.path("http.sock") + " http://bulla/checkpoint")
+	// An update of the kernel. The twin has it; after the approval the machine gets it, too.
+	l.follow("Approved values of PCRs")
+	l.follow("Approved values of PCRs")
+	l.take("", "with a sealed PIN")
+	update, _ := extended(4, "kernel 6.12.9")
+	l.extend(update)
+	l.tool = l.tpm
+	l.follow("Approved values of PCRs") // on the twin
+	l.tool = l.own
+	l.follow("Approved values of PCRs")
+	l.stop()
+	l.sh("tpm2_pcrextend " + update)
+	l.start()
+	l.take("", "after the update")
+
+	// The twin's TPM in the place of the machine's own.
+	l.stop()
+	l.plug(l.tpm)
+	l.sh("tpm2_clear -Q -c p") // nothing of another owner is in it
+	l.writePIN()
+	l.follow("Another TPM")
+	l.requireRefused(record.CodeTPM, "bullad tpm-prepare")
+	l.follow("Another TPM")
+	l.take("", "with another TPM")
+	w = browse(t, l.dir)
+	w.requireSeal(t)
+	w.requireVerified(t, policy, h.sample...)
+
+	// A backup, events that it lacks, and the backup put back.
 	l.stop()
 	backup := l.copyDisk()
 	l.start()
-	c := dial(t, l.dir)
-	var lost []byte
-	requireSoon(t, func() error {
-		r, err := c.Append(t.Context(), "", []byte(`{"type":"not.in.the.backup"}`))
-		if err == nil {
-			lost, err = r.MarshalJSON()
-		}
-		return err
-	})
-	w = browse(t, l.dir)
-	w.requireSeal(t)
-	known := parseHead(t, l.sh("curl -sS --unix-socket "+l.path("http.sock")+" http://bulla/checkpoint"))
+	for range 20 {
+		l.take("", "that the backup lacks")
+	}
+	lost := l.take("", "the last that the backup lacks")
+	if err := os.WriteFile(filepath.Join(l.work, "receipt.json"), lost, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	browse(t, l.dir).requireSeal(t)
 	l.stop()
 	l.putBack(backup)
 	l.start()
+	l.requireRefused(record.CodeRollback, "recovery.declare")
+	l.follow("Recovery, and the log that succeeds")
+	l.configureSuccessor()
+	l.follow("Recovery, and the log that succeeds")
+	l.take("example.org/audit-2", "of the log that succeeds")
+
+	l.follow("What happened")
+	l.follow("What happened")
+	l.requireFollowed()
 	w = browse(t, l.dir)
-	requireSoon(t, func() error {
-		if status, b, err := w.do(t.Context(), "GET", "/health/ready", "", ""); err != nil || status != http.StatusServiceUnavailable || !bytes.Contains(b, []byte(`"rollback"`)) {
-			return fmt.Errorf("GET /health/ready: %d %s: %v", status, b, err)
-		}
-		return nil
-	})
-	l.sh(fmt.Sprintf("bulla ceremony propose recovery.declare --reason 'restored from the backup' --known %d:%s --successor example.org/audit-2 --as alice", known.Size, known.Root))
-	l.sh("bulla ceremony approve 6 --as bob; bulla ceremony enact 6 --dry-run; bulla ceremony enact 6")
-	requireSoon(t, func() error {
-		if status, b, err := w.do(t.Context(), "POST", "/v1/seals", "", ""); err != nil || status != http.StatusCreated {
-			return fmt.Errorf("a seal: %d %s: %v", status, b, err)
-		}
-		return nil
-	})
+	w.prefix = "/logs/audit"
 	report := w.requireVerified(t, policy, append(h.sample, verify.Receipt{Name: "lost.json", Data: lost})...)
 	if last := report.Receipts[len(report.Receipts)-1]; last.Status != verify.Lost {
 		t.Errorf("the receipt of what was lost: %+v", last)
 	}
-	if said := l.sh("bulla ceremony list; bulla ceremony minutes 6"); !strings.Contains(said, "restored from the backup") || !strings.Contains(said, "key.rotate") {
-		t.Errorf("it says %s", said)
-	}
-	if parseHead(t, surviving).Size >= known.Size {
-		t.Error("nothing was lost")
+	l.requireCeremonies("policy.set bob", "key.generate bob", "key.rotate carol", "key.retire bob", "officers.set bob", "officers.set dave", "key.generate bob", "key.rotate bob",
+		"pcr.approve bob", "tpm.enrol bob", "recovery.declare bob")
+	for name, want := range map[string]string{"minutes-0.html": "carol", "minutes-1.md": "quotas.streams", "minutes-3.md": "key.rotate", "minutes-11.html": "disk failed", "minutes-successor.md": "example.org/audit"} {
+		if b, err := os.ReadFile(filepath.Join(l.work, name)); err != nil || !bytes.Contains(b, []byte(want)) {
+			t.Errorf("%s has no %s: %v\n%.2000s", name, want, err, b)
+		}
 	}
 	l.stop()
 }
 
-func (l *life) stop() {
+// TestLossOfToken is the end of a log whose key is gone for good: its last head, its export, and another log that names it.
+func TestLossOfToken(t *testing.T) {
+	t.Parallel()
+	l := newLife(t, func(heading string) bool { return heading == "Genesis" || heading == tokenLost })
+	l.begin()
+	l.take("", "that is kept")
+	browse(t, l.dir).requireSeal(t)
+	if err := os.RemoveAll(l.path("hsm/tokens")); err != nil {
+		t.Fatal(err)
+	}
+	l.requireRefused(record.CodeHSM, "")
+	l.follow(tokenLost)
+
+	l.newMachine()
+	l.follow(tokenLost)
+	l.requireFollowed()
+	l.take("", "of another log")
+	w := browse(t, l.dir)
+	w.requireSeal(t)
+	w.requireVerified(t, l.policy("auditor-2.policy"))
+	if genesis := string(w.entriesOf(t, record.KindGenesis)[0]); !strings.Contains(genesis, `"predecessor":{"origin":"example.org/audit",`) {
+		t.Errorf("the genesis names no predecessor: %s", genesis)
+	}
+	l.stop()
+}
+
+// begin makes the log, by its script. It takes no event before its officers have approved it.
+func (l *life) begin() {
 	l.t.Helper()
-	if code := l.daemon.stop(); code != 0 {
-		l.t.Errorf("exit code %d:\n%s", code, l.daemon.stderr)
+	l.follow("Genesis")
+	l.requireRefused(record.CodeForbidden, "approval")
+	l.follow("Genesis")
+	l.follow("Genesis")
+	l.follow("Genesis")
+}
+
+// requireCeremonies compares what bulla ceremony list has written: actions, and who approved beside alice, from the first proposal on.
+func (l *life) requireCeremonies(want ...string) {
+	l.t.Helper()
+	var all []ceremony.Ceremony
+	if err := json.Unmarshal(readFile(l.t, filepath.Join(l.work, "ceremonies.json")), &all); err != nil {
+		l.t.Fatal(err)
+	}
+	var got []string
+	for _, c := range all[1:] {
+		if !c.Enacted || c.Proposer != "alice" || c.Needed != 2 || len(c.Approved) != 2 {
+			l.t.Errorf("%+v", c)
+			continue
+		}
+		got = append(got, c.Action+" "+c.Approved[1])
+	}
+	if genesis := strings.Join(all[0].Approved, " "); genesis != "alice bob carol" || !slices.Equal(got, want) {
+		l.t.Errorf("the genesis was approved by %s; these were enacted: %q", genesis, got)
 	}
 }
 
-// policy is what bulla policy init wrote before anything was changed: from the genesis alone.
-func (l *life) policy() *verify.Policy {
+// take has the log take an event as soon as it does, and returns the receipt.
+func (l *life) take(log, what string) (receipt []byte) {
 	l.t.Helper()
-	b, err := os.ReadFile(filepath.Join(l.work, "auditor.policy"))
+	c := dial(l.t, l.dir)
+	requireSoon(l.t, func() error {
+		r, err := c.Append(l.t.Context(), log, fmt.Appendf(nil, `{"type":"life.test","data":{"event":%q}}`, what))
+		if err == nil {
+			receipt, err = r.MarshalJSON()
+		}
+		return err
+	})
+	return receipt
+}
+
+// requireRefused waits until an event is refused, with a code, and with words of what to do about it.
+func (l *life) requireRefused(code record.Code, words string) {
+	l.t.Helper()
+	c := dial(l.t, l.dir)
+	requireSoon(l.t, func() error {
+		_, err := c.Append(l.t.Context(), "", []byte(`{"type":"life.test"}`))
+		var refused *api.Refusal
+		if !errors.As(err, &refused) || refused.Code != code || !strings.Contains(refused.Message, words) {
+			return fmt.Errorf("an event: %v, want it to be refused with code %s and %q", err, code, words)
+		}
+		return nil
+	})
+}
+
+// longestWait runs f while a producer sends an event as soon as the last was acknowledged, and returns the longest time that one took. None may be
+// refused.
+func (l *life) longestWait(f func()) (longest time.Duration) {
+	l.t.Helper()
+	c := dial(l.t, l.dir)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			sent := time.Now()
+			if _, err := c.Append(l.t.Context(), "", []byte(`{"type":"life.test"}`)); err != nil {
+				l.t.Errorf("an event meanwhile: %v", err)
+				return
+			}
+			longest = max(longest, time.Since(sent))
+		}
+	}()
+	f()
+	close(stop)
+	<-done
+	return longest
+}
+
+// policy is one that bulla policy init wrote before anything was changed: from the genesis alone.
+func (l *life) policy(name string) *verify.Policy {
+	l.t.Helper()
+	b, err := os.ReadFile(filepath.Join(l.work, name))
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -232,4 +260,13 @@ func (l *life) vkeys() []string {
 	var st api.Status
 	browse(l.t, l.dir).getJSON(l.t, "/v1/status", &st)
 	return st.Logs[0].VKeys
+}
+
+// ready reports whether the daemon serves officers: it knows the time.
+func (l *life) ready(w *web) error {
+	status, b, err := w.do(l.t.Context(), "GET", "/v1/status", "", "")
+	if err == nil && (status != http.StatusOK || !bytes.Contains(b, []byte(`"synced"`))) {
+		err = fmt.Errorf("GET /v1/status: %d %s", status, b)
+	}
+	return err
 }
