@@ -231,6 +231,18 @@ func TestPINInTheTPM(t *testing.T) {
 // and nobody without it can do what they could.
 func TestInitClosesTheTPM(t *testing.T) {
 	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		brought string // by officers; else init makes it
+	}{{"made", ""}, {"brought", "owner = \"owner brought by the officers\"\nlockout = \"lockout brought by the officers\"\n"}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			testInitClosesTheTPM(t, c.brought)
+		})
+	}
+}
+
+func testInitClosesTheTPM(t *testing.T, brought string) {
 	r := newRig(t)
 	fresh, err := softhsmtest.CreateTPM(t.Context(), r.path("fresh"))
 	if err != nil {
@@ -279,6 +291,11 @@ func TestInitClosesTheTPM(t *testing.T) {
 	r.run(0, "init", "--config", one, "--plan", planned("one", auth), "--dry-run")
 	if _, err := os.Lstat(auth); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("a dry run made the authorisation: %v", err)
+	}
+	if brought != "" {
+		if err := os.WriteFile(auth, []byte(brought), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	out, errs := r.run(0, "init", "--config", one, "--plan", planned("one", auth))
 	text, err := os.ReadFile(auth)

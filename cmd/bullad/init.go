@@ -84,10 +84,9 @@ func initialize(ctx context.Context, cfg *Config, p *Plan, dry bool, out io.Writ
 		if err := p.TPM.check(enrolled == nil); err != nil {
 			return usage(err)
 		}
-		if auth, err = p.TPM.read(); err != nil {
+		if auth, err = p.TPM.open(ctx, d.tpm); err != nil {
 			return err
 		}
-		d.tpm.UseOwner(auth)
 	}
 	if dry {
 		_, err := fmt.Fprintf(out, "%s: plan and configuration are consistent; key %s is free, %s is free; nothing was changed\n", lc.Origin, lc.Key, lc.File)

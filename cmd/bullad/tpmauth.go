@@ -65,6 +65,19 @@ func (p TPMPlan) read() (tpm.Auth, error) {
 	return a, nil
 }
 
+// open reads the authorisations, and uses the owner's where the TPM asks for it: an open one is closed with them, and refuses them before.
+func (p TPMPlan) open(ctx context.Context, t *tpm.TPM) (tpm.Auth, error) {
+	auth, err := p.read()
+	if err != nil {
+		return tpm.Auth{}, err
+	}
+	now, err := t.Protection(ctx, auth)
+	if err == nil && now.Owner != attest.AccessOpen {
+		t.UseOwner(auth)
+	}
+	return auth, err
+}
+
 // protect closes the TPM, if the plan names a file, and says in the enrolment what is closed and what stays open. The file is on disk
 // before the TPM has what is in it: nobody could change the TPM any more without.
 func (p TPMPlan) protect(ctx context.Context, t *tpm.TPM, e *attest.Enrolment, auth tpm.Auth, out io.Writer) (err error) {

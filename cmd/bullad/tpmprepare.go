@@ -63,21 +63,14 @@ func prepareTPM(ctx context.Context, cfg *Config, p TPMPlan, pcr int, out io.Wri
 	if err := p.check(true); err != nil {
 		return usage(err)
 	}
-	auth, err := p.read()
-	if err != nil {
-		return err
-	}
 	d, err := openDevices(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	now, err := d.tpm.Protection(ctx, auth)
+	auth, err := p.open(ctx, d.tpm)
 	if err != nil {
 		return err
-	}
-	if now.Owner != attest.AccessOpen { // an open TPM is closed with what officers brought, and does not ask for it before
-		d.tpm.UseOwner(auth)
 	}
 	e, err := enrol(ctx, d.tpm, cfg, pcr)
 	if err != nil {
