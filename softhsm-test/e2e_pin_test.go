@@ -234,7 +234,7 @@ func TestInitClosesTheTPM(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		brought string // by officers; else init makes it
-	}{{"made", ""}, {"brought", "owner = \"owner brought by the officers\"\nlockout = \"lockout brought by the officers\"\n"}} {
+	}{{"made", ""}, {"brought", "owner = \"brought-by-officers-for-owner\"\nlockout = \"brought-by-officers-for-lockout\"\n"}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			testInitClosesTheTPM(t, c.brought)
