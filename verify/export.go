@@ -152,7 +152,7 @@ func (e *exporter) skip(name string, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.out.Skipped) < maxMissing {
-		e.out.Skipped = append(e.out.Skipped, fmt.Sprintf("%s: %v", name, err))
+		e.out.Skipped = append(e.out.Skipped, ceremony.Printable(fmt.Sprintf("%s: %.300v", name, err)))
 	}
 }
 
