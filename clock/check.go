@@ -187,14 +187,15 @@ func (c *Checker) expect(s Stamp) (want Stamp, f []Finding) {
 	if !s.HasEstimate {
 		return s, c.bare(s)
 	}
-	e, ok := c.round(s.Round)
-	if !ok {
+	e := c.round(s.Round)
+	if e == nil {
 		return s, []Finding{{RuleMissing, "clock.round", "a round since the last start that yielded an estimate", fmt.Sprint(s.Round)}}
 	}
 	r := Reading{Real: s.Sys, Raw: add(e.AsOf, s.Age)}
 	want = e.At(r)
 	if s.State != want.State { // the policy may have changed since
-		e = e.governed(c.now.policy)
+		governed := e.governed(c.now.policy)
+		e = &governed
 		want = e.At(r)
 	}
 	if !want.HasEstimate || s.Offset != want.Offset {
@@ -214,14 +215,14 @@ func (c *Checker) expect(s Stamp) (want Stamp, f []Finding) {
 	return want, f
 }
 
-// round finds the estimate of a round: nearly always the newest.
-func (c *Checker) round(number uint64) (Estimate, bool) {
-	for _, e := range slices.Backward(c.rounds) {
-		if e.Round == number {
-			return e, true
+// round finds the estimate of a round, nearly always the newest; nil: there is none.
+func (c *Checker) round(number uint64) *Estimate {
+	for i := len(c.rounds) - 1; i >= 0; i-- {
+		if e := &c.rounds[i]; e.Round == number {
+			return e
 		}
 	}
-	return Estimate{}, false
+	return nil
 }
 
 // bare checks a stamp without an estimate: in a state that claims one, the system's clock must be too far away to record it.
