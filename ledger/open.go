@@ -42,12 +42,12 @@ func Create(path string, cfg Config, g *ceremony.Genesis) error {
 		return err
 	}
 	l := &Ledger{cfg: cfg, tip: &head{tree: tree}}
-	b := &batch{base: l.tip, drafts: []draft{{kind: record.KindGenesis, body: body}}, signed: make(chan struct{})}
+	b := &batch{base: l.tip, drafts: []draft{{kind: record.KindGenesis, body: body}}}
 	if err := l.chain(b, cfg.Clock.Now()); err != nil {
 		return fmt.Errorf("genesis: %w", err)
 	}
-	if l.sign(b); b.unsigned != nil {
-		return fmt.Errorf("signing the genesis: %w", b.unsigned)
+	if err := l.sign(b); err != nil {
+		return fmt.Errorf("signing the genesis: %w", err)
 	}
 	return store.Create(path, cfg.Origin, &b.content)
 }

@@ -29,11 +29,9 @@ type batch struct {
 	undo     []func()    // takes back what admitting did to the window, last first
 	streams  []store.Stream
 
-	signed     chan struct{} // closed when the device has answered, with unsigned
-	unsigned   error
-	committing bool
-	done       chan struct{} // closed when the commit has returned, with err
-	err        error
+	done     chan struct{} // closed when it is durable, or failed with one of these
+	unsigned error         // of the device, before anything was written
+	err      error
 }
 
 // How many batches are under way at a time. While one is signed and committed the next is made and signed, so that a signature covers
@@ -100,7 +98,7 @@ func (l *Ledger) run(ctx context.Context) {
 // sequence turns what was waiting into evidence. A batch is signed while the one before it is signed and committed; everything else
 // is in order. The error says why the batch failed; its requests have been answered or put back by then.
 func (l *Ledger) sequence(requests []*request) error {
-	b := &batch{requests: requests, signed: make(chan struct{}), done: make(chan struct{})}
+	b := &batch{requests: requests, done: make(chan struct{})}
 
 	// 0. What officers say is judged by what is durable: nothing is under way meanwhile.
 	if len(requests) == 1 && requests[0].governs() {
@@ -132,38 +130,59 @@ func (l *Ledger) sequence(requests []*request) error {
 		return l.abandon(b, &Refusal{Code: record.CodeInternal, Message: "an entry could not be encoded", Err: err})
 	}
 
-	// 4. Sign the new head. The signature stays here until step 6 has returned: nothing signed leaves before it is durable.
-	go l.sign(b)
-
-	// 5. Wait in line: for the signature, and for the batch before. If that fails, this one stands on nothing, and its signature is
-	// destroyed. advance goes on from here.
+	var before *batch
+	if len(l.line) > 0 {
+		before = l.line[len(l.line)-1]
+	}
 	l.tip, l.line = b.next, append(l.line, b)
+	go l.carry(b, before)
 	return nil
 }
 
-// moved is readable when the first batch in line was signed, or committed, or failed in that; never when there is none.
-func (l *Ledger) moved() <-chan struct{} {
-	switch {
-	case len(l.line) == 0:
-		return nil
-	case l.line[0].committing:
-		return l.line[0].done
+// carry makes b durable behind the batch before it, if there is one under way. The next batch forms meanwhile.
+func (l *Ledger) carry(b, before *batch) {
+	// 4. Sign the new head. The signature stays here until step 6 has returned: nothing signed leaves before it is durable.
+	b.unsigned = l.sign(b)
+
+	// 5. Wait in line. If the batch before fails, this one stands on nothing, and its signature is destroyed.
+	if before != nil {
+		<-before.done
 	}
-	return l.line[0].signed
+
+	// 6. Commit entries, tree and signed head in one transaction; then answer. What failed is left to advance, which knows what was
+	// stacked on it.
+	switch {
+	case before.failed():
+		b.err = errStacked
+	case b.unsigned == nil:
+		b.err = l.commit(b)
+	}
+	close(b.done)
+	if !b.failed() {
+		l.answer(b, nil)
+	}
 }
 
-// advance takes the first batch in line on.
+var errStacked = errors.New("the batch before failed")
+
+// failed reports it of a batch that is done; none has not.
+func (b *batch) failed() bool { return b != nil && (b.unsigned != nil || b.err != nil) }
+
+// moved is readable when the first batch in line is done; never when there is none.
+func (l *Ledger) moved() <-chan struct{} {
+	if len(l.line) == 0 {
+		return nil
+	}
+	return l.line[0].done
+}
+
+// advance takes the first batch, which is done, from the line.
 func (l *Ledger) advance() error {
 	b := l.line[0]
 	switch {
 	case b.unsigned != nil:
 		why := &Refusal{Code: b.next.lines.device, Message: "the log cannot be signed: " + b.unsigned.Error(), RetryAfter: time.Second, Err: b.unsigned}
 		return l.fail(why, true)
-	case !b.committing:
-		// 6. Commit entries, tree and signed head in one transaction; then answer. The next batch forms meanwhile.
-		b.committing = true
-		go l.commit(b)
-		return nil
 	case b.err != nil:
 		return l.fail(b.err, false)
 	}
@@ -177,7 +196,7 @@ func (l *Ledger) advance() error {
 func (l *Ledger) fail(why error, again bool) error {
 	first, stacked := l.line[0], l.line[1:]
 	for _, b := range slices.Backward(stacked) {
-		<-b.signed
+		<-b.done
 		if again {
 			l.undo(b)
 			l.queue.back(b.requests, why)
@@ -279,19 +298,20 @@ func fold(s *ceremony.State, kind record.Kind, entry []byte, leaf record.Hash) e
 }
 
 // sign makes the signed checkpoint over b's head. Signers verify what their device returned before they return it.
-func (l *Ledger) sign(b *batch) {
-	defer close(b.signed)
+func (l *Ledger) sign(b *batch) error {
 	if len(b.drafts) == 0 {
-		return
+		return nil
 	}
 	start := time.Now()
 	signed, err := note.Sign(&note.Note{Text: l.text(b.next)}, b.next.lines.log)
 	took := time.Since(start)
 	l.signing.Store(int64(took))
 	l.stats.signed(took)
-	if b.unsigned = err; err == nil {
-		b.next.checkpoint, b.content.Checkpoint = signed, signed
+	if err != nil {
+		return err
 	}
+	b.next.checkpoint, b.content.Checkpoint = signed, signed
+	return nil
 }
 
 // text is the checkpoint of a head, unsigned.
@@ -299,27 +319,21 @@ func (l *Ledger) text(h *head) string {
 	return record.Checkpoint{Origin: l.cfg.Origin, Size: h.size(), Root: h.tree.Root()}.Text()
 }
 
-// commit makes b durable and answers its requests. A failure is left to advance, which knows what was stacked on b.
-func (l *Ledger) commit(b *batch) {
-	defer func() {
-		close(b.done)
-		if b.err == nil {
-			l.answer(b, nil)
-		}
-	}()
+// commit makes b durable.
+func (l *Ledger) commit(b *batch) error {
 	if len(b.drafts) == 0 {
-		return
+		return nil
 	}
 	start := time.Now()
 	if err := l.store.Commit(&b.content); err != nil {
-		b.err = failure(err)
-		return
+		return failure(err)
 	}
 	l.stats.committed(len(b.drafts), time.Since(start))
 	l.committed.Store(b.next)
 	if b.streams != nil {
 		l.background.Go(func() { l.snapshot(b.streams, b.next.size()) })
 	}
+	return nil
 }
 
 // failure is what a failed commit means to producers.
