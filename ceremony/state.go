@@ -618,6 +618,24 @@ func (s State) VKeysAt(size uint64) ([]string, error) {
 	return out, nil
 }
 
+// History are the verifier keys of every line that a checkpoint of the log has or had, those in force first.
+func (s State) History() []string {
+	all := slices.Clone(s.Policy.Keys)
+	for _, p := range s.Past {
+		all = append(all, p.Key)
+	}
+	var out []string
+	for i := range all {
+		if all[i].Purpose == PurposePCR {
+			continue
+		}
+		if v, err := all[i].VKey(s.Policy.Origin); err == nil { // a genesis with such a key was refused
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
 // VKey is the key as a verifier key (C2SP signed-note) of a log.
 func (k *Key) VKey(origin string) (string, error) {
 	pub, err := x509.ParsePKIXPublicKey(k.SPKI)

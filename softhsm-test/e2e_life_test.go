@@ -59,6 +59,7 @@ func TestLife(t *testing.T) {
 	h.check(t, w)
 	w.requireSeal(t)
 	w.requireVerified(t, policy, h.sample...)
+	l.challenge("auditor.policy", akName(t, w))
 
 	// An update of the kernel. The twin has it; after the approval the machine gets it, too.
 	l.follow("Approved values of PCRs")
@@ -87,6 +88,10 @@ func TestLife(t *testing.T) {
 	w = browse(t, l.dir)
 	w.requireSeal(t)
 	w.requireVerified(t, policy, h.sample...)
+	l.sh("(cat auditor.policy; echo ak " + akName(t, w) + ") > first.policy") // of the genesis
+	l.sh("! bulla challenge --policy first.policy 2> refused.txt; grep 'the officers enrolled another TPM' refused.txt")
+	l.sh("(cat auditor.policy; grep -o 'ak 000b.*' refused.txt) > second.policy")
+	l.challenge("second.policy", lineOf(readFile(t, filepath.Join(l.work, "second.policy")), "ak"))
 
 	// A backup, events that it lacks, and the backup put back.
 	l.stop()
@@ -162,6 +167,16 @@ func (l *life) begin() {
 	l.follow("Genesis")
 	l.follow("Genesis")
 	l.follow("Genesis")
+}
+
+// challenge has the TPM attest the head, for auditors who trust the genesis, and so what the officers have made of the log's keys and its TPM
+// since. Without a genesis nothing says that whoever replaced the keys might.
+func (l *life) challenge(policy, ak string) {
+	l.t.Helper()
+	l.sh("bulla challenge --policy " + policy + " | grep '^verified'")
+	l.sh("bulla challenge --genesis $(awk '/^genesis/ {print $2}' auditor.policy) | grep '^verified'")
+	l.sh("(grep '^log ' auditor.policy; echo ak " + ak + ") > keys.policy")
+	l.sh("! bulla challenge --policy keys.policy 2> refused.txt; grep 'a ceremony replaced its key .*, and the policy has no genesis' refused.txt")
 }
 
 // requireCeremonies compares what bulla ceremony list has written: actions, and who approved beside alice, from the first proposal on.

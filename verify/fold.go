@@ -249,20 +249,7 @@ func (f *fold) history() []string {
 	if !f.followed() {
 		return nil
 	}
-	all := slices.Clone(f.state.Policy.Keys)
-	for _, p := range f.state.Past {
-		all = append(all, p.Key)
-	}
-	var out []string
-	for i := range all {
-		if all[i].Purpose == ceremony.PurposePCR {
-			continue
-		}
-		if v, err := all[i].VKey(f.state.Policy.Origin); err == nil {
-			out = append(out, v)
-		}
-	}
-	return out
+	return f.state.History()
 }
 
 // summarize fills in what the report says of governance, and settles the claims that the fold decides.

@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/api"
@@ -34,7 +36,8 @@ func (t *tool) challengeCommand() *cobra.Command {
 		Short: "Have the appliance's TPM attest the log's head now, and verify the answer",
 		Long: `challenge asks for a seal whose statement carries a nonce, and verifies it: that the enrolled TPM signed it, for this nonce, over the head of
 the log that the appliance serves, with a counter that is not below what you know of it. The TPM's attestation key must be pinned: by the
-policy (its genesis or ak line) or by --genesis. Without --nonce it makes one of its own; nonces are used once.
+policy (its genesis or ak line) or by --genesis. From a genesis that is pinned it reads what the officers changed since: the keys and the TPM
+in force are those that count. Without --nonce it makes one of its own; nonces are used once.
 
 It says how things are now. Whether all of the log hangs together is for bulla verify.
 
@@ -129,11 +132,7 @@ type problem struct {
 // challenge asks for a seal and judges it.
 func (t *tool) challenge(ctx context.Context, a *appliance, p *verify.Policy, pin *record.Hash, want attest.Challenge) error {
 	// 1. Which TPM is trusted to answer. Before anything is asked of it.
-	state, err := a.pinned(ctx, p, pin)
-	if err != nil {
-		return err
-	}
-	vkeys, err := logKeys(p, state)
+	g, err := a.trusted(ctx, p, pin)
 	if err != nil {
 		return err
 	}
@@ -147,38 +146,39 @@ func (t *tool) challenge(ctx context.Context, a *appliance, p *verify.Policy, pi
 		return coded(exitTampered, fmt.Errorf("the appliance does not say where in log %s the answer is", a.log.Origin))
 	}
 	// 3. It is in the log, under a head that the log's keys signed.
-	raw, err := a.get(ctx, fmt.Sprintf("%s/v1/entries/%d/proof", a.prefix, index))
+	answered, err := a.answered(ctx, g, p, index)
+	if errors.Is(err, errSigned) { // a ceremony may have replaced the key meanwhile
+		if g, err = a.trusted(ctx, p, pin); err == nil {
+			answered, err = a.answered(ctx, g, p, index)
+		}
+	}
 	if err != nil {
 		return err
 	}
-	entry, head, err := openProof(raw, vkeys, a.log.Origin, index)
-	if err != nil {
-		return coded(exitTampered, fmt.Errorf("the proof of the answer's entry: %w", err))
-	}
-	if entry.Kind != record.KindSeal {
-		return coded(exitTampered, fmt.Errorf("entry %d is of kind %s, not the seal that was asked for", index, entry.Kind))
-	}
 	// 4. The TPM signed it, for this nonce, over the head that this very tree had.
-	tiles := &tileReader{ctx: ctx, a: a, size: head.Size}
-	want.Log, want.Head = a.log.Origin, func(size uint64) (record.Hash, bool) { return tiles.headHash(head, size, index) }
-	answer, found, err := attest.CheckAnswer(*state.Policy.TPM, entry.Body, want)
-	if tiles.err != nil {
-		return coded(exitUnavailable, tiles.err)
+	var unread error
+	want.Log, want.Head = a.log.Origin, func(size uint64) (record.Hash, bool) {
+		h, err := answered.headHash(size)
+		unread = errors.Join(unread, err)
+		return h, err == nil
+	}
+	answer, found, err := attest.CheckAnswer(*g.state.Policy.TPM, answered.entry.Body, want)
+	if c := (*codedError)(nil); errors.As(unread, &c) {
+		return unread
 	}
 	if err != nil {
 		return coded(exitTampered, err)
 	}
-	return t.printChallenged(raw, entry, want, answer, found)
+	return t.printChallenged(answered, want, answer, found)
 }
 
-// pinned reads the genesis and holds it against what pins it.
-func (a *appliance) pinned(ctx context.Context, p *verify.Policy, pin *record.Hash) (*ceremony.State, error) {
-	b, err := a.entry(ctx, 0)
+// trusted is what governs the log now, folded from a genesis that is held against what pins it: who is in force of its keys, and which TPM.
+func (a *appliance) trusted(ctx context.Context, p *verify.Policy, pin *record.Hash) (*governance, error) {
+	g, err := a.governance(ctx)
 	if err != nil {
 		return nil, err
 	}
-	leaf := record.LeafHash(b)
-	known := false
+	leaf, known := g.state.Genesis, false
 	for _, want := range []struct {
 		by   string
 		hash *record.Hash
@@ -191,29 +191,34 @@ func (a *appliance) pinned(ctx context.Context, p *verify.Policy, pin *record.Ha
 		}
 		known = true
 	}
-	e, err := record.ParseEntry(b)
-	if err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the genesis: %w", err))
+	if origin := g.state.Policy.Origin; origin != a.log.Origin {
+		return nil, coded(exitTampered, fmt.Errorf("the genesis is of log %q, not of %q", printable(origin, 80), a.log.Origin))
 	}
-	state, err := ceremony.State{}.Apply(e, leaf)
-	if err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the genesis: %w", err))
+	return g, g.trustedTPM(p, known)
+}
+
+// trustedTPM holds the TPM in force against a policy. Who trusts the genesis leaves it to its officers to replace a TPM: what the policy does not
+// know of one that they enrolled is missing, not wrong.
+func (g *governance) trustedTPM(p *verify.Policy, known bool) error {
+	tpm, origin := g.state.Policy.TPM, g.state.Policy.Origin
+	code := exitTampered
+	if known && slices.ContainsFunc(g.chronicle.Ceremonies(), func(c ceremony.Ceremony) bool { return c.Enacted && c.Action == ceremony.ActionTPMEnrol }) {
+		code = exitNotCheckable
 	}
-	tpm := state.Policy.TPM
 	switch {
-	case e.Log != a.log.Origin:
-		return nil, coded(exitTampered, fmt.Errorf("the genesis is of log %q, not of %q", printable(e.Log, 80), a.log.Origin))
 	case tpm == nil:
-		return nil, coded(exitNotCheckable, fmt.Errorf("log %s has no TPM enrolled", a.log.Origin))
+		return coded(exitNotCheckable, fmt.Errorf("log %s has no TPM enrolled", origin))
+	case !p.PinsAK(tpm) && code == exitNotCheckable:
+		return coded(code, fmt.Errorf("the officers enrolled another TPM, whose attestation key is not one of the policy's ak lines; if it is right, add the line: ak %x", tpm.AKName))
 	case !p.PinsAK(tpm):
-		return nil, coded(exitTampered, fmt.Errorf("the log's attestation key %x is not one of the policy's ak lines", tpm.AKName))
+		return coded(code, fmt.Errorf("the log's attestation key %x is not one of the policy's ak lines", tpm.AKName))
 	case !known && len(p.AKs) == 0:
-		return nil, coded(exitNotCheckable, fmt.Errorf("nothing pins the TPM's attestation key: give --genesis HEX, or --policy FILE with a genesis of %s or an ak line", a.log.Origin))
+		return coded(exitNotCheckable, fmt.Errorf("nothing pins the TPM's attestation key: give --genesis HEX, or --policy FILE with a genesis of %s or an ak line", origin))
 	}
 	if err := p.Endorses(tpm); err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the TPM's endorsement key is not certified by those that the policy trusts: %w", err))
+		return coded(code, fmt.Errorf("the TPM's endorsement key is not certified by those that the policy trusts: %w", err))
 	}
-	return &state, nil
+	return nil
 }
 
 func genesisOf(p *verify.Policy, origin string) *record.Hash {
@@ -223,20 +228,23 @@ func genesisOf(p *verify.Policy, origin string) *record.Hash {
 	return nil
 }
 
-// logKeys are the keys that must sign the log's head: the policy's, or without one those of the genesis that was pinned.
+// logKeys are the keys that must sign the log's head: those in force, and those of the policy that the log never had. One of the policy's
+// that a ceremony replaced, or that has replaced another since, need not be in force where the policy has the genesis that says so.
 func logKeys(p *verify.Policy, state *ceremony.State) ([]string, error) {
-	var out []string
-	for _, v := range p.VKeys {
-		if name, _, _ := strings.Cut(v, "+"); name == state.Policy.Origin {
-			out = append(out, v)
-		}
-	}
-	if len(out) > 0 {
-		return out, nil
-	}
 	out, err := state.VKeys()
 	if err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the genesis: %w", err))
+		return nil, coded(exitTampered, fmt.Errorf("the log's keys: %w", err))
+	}
+	history := state.History()
+	for _, v := range p.VKeys {
+		name, _, _ := strings.Cut(v, "+")
+		switch {
+		case name != state.Policy.Origin || slices.Contains(out, v):
+		case !slices.Contains(history, v):
+			out = append(out, v)
+		case genesisOf(p, name) == nil:
+			return nil, coded(exitNotCheckable, fmt.Errorf("the log says that a ceremony replaced its key %.100s, and the policy has no genesis of %s to trust that from", v, name))
+		}
 	}
 	return out, nil
 }
@@ -257,6 +265,41 @@ func (a *appliance) askChallenge(ctx context.Context, nonce []byte) (*api.Sealed
 	return &s, nil
 }
 
+// answered is an answer as the log has it.
+type answered struct {
+	receipt []byte
+	entry   *record.Entry
+	tree    *servedTree // under the head of the receipt
+}
+
+// answered reads the proof of the answer's entry: under a head that all keys of the log signed, and that is of the same tree as what governs.
+func (a *appliance) answered(ctx context.Context, g *governance, p *verify.Policy, index uint64) (*answered, error) {
+	vkeys, err := logKeys(p, &g.state)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := a.get(ctx, fmt.Sprintf("%s/v1/entries/%d/proof", a.prefix, index))
+	if err != nil {
+		return nil, err
+	}
+	entry, head, err := openProof(raw, vkeys, a.log.Origin, index)
+	if err != nil {
+		return nil, coded(exitTampered, fmt.Errorf("the proof of the answer's entry: %w", err))
+	}
+	if entry.Kind != record.KindSeal {
+		return nil, coded(exitTampered, fmt.Errorf("entry %d is of kind %s, not the seal that was asked for", index, entry.Kind))
+	}
+	out := &answered{receipt: raw, entry: entry, tree: &servedTree{ctx: ctx, src: a, head: head, tiles: map[tlog.Tile][]byte{}}}
+	root, err := out.tree.root(g.head.Size)
+	if err == nil && root != g.head.Root {
+		err = errors.New("its root is another")
+	}
+	if c := (*codedError)(nil); err != nil && !errors.As(err, &c) {
+		err = coded(exitTampered, fmt.Errorf("the head of %d entries does not go on from that of %d: %w", head.Size, g.head.Size, err))
+	}
+	return out, err
+}
+
 // openProof checks a receipt of an entry against all keys of the log.
 func openProof(raw []byte, vkeys []string, origin string, index uint64) (e *record.Entry, head record.Checkpoint, err error) {
 	raw, err = record.Canonicalize(raw, record.MaxDepth)
@@ -272,7 +315,11 @@ func openProof(raw []byte, vkeys []string, origin string, index uint64) (e *reco
 		if err != nil {
 			return nil, head, err
 		}
-		if e, head, err = r.Verify(v); err != nil {
+		e, head, err = r.Verify(v)
+		if other := (*note.UnverifiedNoteError)(nil); errors.As(err, &other) {
+			err = fmt.Errorf("%w: %w", errSigned, err)
+		}
+		if err != nil {
 			return nil, head, err
 		}
 	}
@@ -282,49 +329,20 @@ func openProof(raw []byte, vkeys []string, origin string, index uint64) (e *reco
 	return e, head, nil
 }
 
-// tileReader reads tiles of a tree of which the root is known; tlog checks them against it.
-type tileReader struct {
-	ctx  context.Context
-	a    *appliance
-	size uint64
-	err  error // in reading
-}
-
-func (r *tileReader) Height() int { return 8 }
-
-func (r *tileReader) ReadTiles(tiles []tlog.Tile) (out [][]byte, err error) {
-	for _, t := range tiles {
-		b, err := r.a.get(r.ctx, r.a.prefix+"/"+record.TilePath(t))
-		if err != nil {
-			r.err = err
-			return nil, err
-		}
-		if len(b) != t.W*tlog.HashSize {
-			return nil, fmt.Errorf("%s has %d bytes", record.TilePath(t), len(b))
-		}
-		out = append(out, b)
-	}
-	return out, nil
-}
-
-// SaveTiles implements tlog.TileReader; nothing is kept.
-func (r *tileReader) SaveTiles([]tlog.Tile, [][]byte) {}
-
 // headHash is the hash of the checkpoint's text that the log had at a size, before the entry of the seal.
-func (r *tileReader) headHash(head record.Checkpoint, size, seal uint64) (record.Hash, bool) {
-	if size > seal { // a seal cannot cover itself
-		return record.Hash{}, false
+func (a *answered) headHash(size uint64) (record.Hash, error) {
+	if size > a.entry.Index {
+		return record.Hash{}, errors.New("a seal cannot cover itself")
 	}
-	tree := tlog.Tree{N: int64(head.Size), Hash: head.Root}
-	root, err := tlog.TreeHash(int64(size), tlog.TileHashReader(tree, r))
+	root, err := a.tree.root(size)
 	if err != nil {
-		return record.Hash{}, false
+		return record.Hash{}, err
 	}
-	return sha256.Sum256([]byte(record.Checkpoint{Origin: head.Origin, Size: size, Root: root}.Text())), true
+	return sha256.Sum256([]byte(record.Checkpoint{Origin: a.tree.head.Origin, Size: size, Root: root}.Text())), nil
 }
 
-func (t *tool) printChallenged(receipt []byte, e *record.Entry, want attest.Challenge, a *attest.Answer, found []attest.Finding) error {
-	out := challenged{Verdict: verify.OutcomeVerified, Log: want.Log, Nonce: hex.EncodeToString(want.Nonce), Entry: e.Index, Receipt: receipt}
+func (t *tool) printChallenged(in *answered, want attest.Challenge, a *attest.Answer, found []attest.Finding) error {
+	out := challenged{Verdict: verify.OutcomeVerified, Log: want.Log, Nonce: hex.EncodeToString(want.Nonce), Entry: in.entry.Index, Receipt: in.receipt}
 	if a != nil {
 		out.Seal, out.Size, out.Head, out.Counter = a.Number, a.Head.Size, hex.EncodeToString(a.Head.Hash[:]), a.Counter
 		out.Clock, out.Resets = a.Clock.Clock, a.Clock.ResetCount
