@@ -32,8 +32,9 @@ type Enacted struct {
 	DryRun  bool            `json:"dry_run,omitzero"`
 	Index   *uint64         `json:"index,omitempty"` // of the enactment; absent of a rehearsal
 	Failed  string          `json:"failed,omitempty"`
-	Steps   []ceremony.Step `json:"steps"`            // done; of a rehearsal, that would be
-	Outcome json.RawMessage `json:"outcome,omitzero"` // what the devices made
+	Missing string          `json:"missing,omitempty"` // of a rehearsal: why the enactment would be refused now; absent where it would not
+	Steps   []ceremony.Step `json:"steps"`             // done; of a rehearsal, that would be
+	Outcome json.RawMessage `json:"outcome,omitzero"`  // what the devices made
 }
 
 // Waiting is what GET /v1/recovery answers: proposals of a recovery and the decisions on them, which wait outside a log that was

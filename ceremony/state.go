@@ -441,7 +441,7 @@ func (s State) Approved(p *Pending, at clock.Stamp) error {
 		n++
 	}
 	if n < p.Needed {
-		return refuse(RuleThreshold, "proposal %d has %d approval(s) and needs %d%s", p.Proposal.Number, n, p.Needed, why)
+		return refuse(RuleThreshold, "proposal %d has %d of %d approvals%s", p.Proposal.Number, n, p.Needed, why)
 	}
 	return nil
 }

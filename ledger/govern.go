@@ -34,6 +34,7 @@ type Executor interface {
 // Enacted is what became of a proposal that was to be carried out.
 type Enacted struct {
 	Index   uint64 // of the enactment; 0 of a rehearsal
+	Missing error  // of a rehearsal: why the enactment would be refused now, though the devices could do it; nil: it would not
 	Failed  string
 	Steps   []ceremony.Step
 	Outcome json.RawMessage
@@ -114,7 +115,8 @@ func (l *Ledger) Pending(number uint64, document record.Hash) (*ceremony.Pending
 	return open[i], nil
 }
 
-// Rehearse says what carrying out a proposal would do, without doing it, and refuses what could not be done now.
+// Rehearse says what carrying out a proposal would do, and what the proposal lacks to be carried out now, without doing it. It refuses what the
+// devices could not do.
 func (l *Ledger) Rehearse(ctx context.Context, number uint64, document record.Hash, exec Executor) (*Enacted, error) {
 	p, err := l.Pending(number, document)
 	if err != nil {
@@ -128,7 +130,25 @@ func (l *Ledger) Rehearse(ctx context.Context, number uint64, document record.Ha
 	for _, s := range steps {
 		out.Steps = append(out.Steps, ceremony.Step{Did: s, Time: l.time()})
 	}
+	if _, out.Missing = l.mayEnact(p); out.Missing != nil && Ungoverned(out.Missing) == nil {
+		return nil, out.Missing // nobody can tell
+	}
 	return out, nil
+}
+
+// mayEnact refuses a proposal that lacks approvals or time, or that must wait for a recovery. It returns what waits outside the log with it.
+func (l *Ledger) mayEnact(p *ceremony.Pending) ([]Governing, error) {
+	state, waiting, err := l.Governance()
+	if err != nil {
+		return nil, err
+	}
+	if err := state.Approved(p, l.cfg.Clock.Now()); err != nil {
+		return nil, Ungoverned(err)
+	}
+	if r := l.rolledBack(); r != nil && p.Proposal.Action != ceremony.ActionRecoveryDeclare {
+		return nil, r
+	}
+	return waiting, nil
 }
 
 // Enact carries out a proposal that enough officers have approved, and records that with what the devices answered. Where a device
@@ -141,15 +161,9 @@ func (l *Ledger) Enact(ctx context.Context, number uint64, document record.Hash,
 	if err != nil {
 		return nil, err
 	}
-	state, waiting, err := l.Governance()
+	waiting, err := l.mayEnact(p)
 	if err != nil {
 		return nil, err
-	}
-	if err := state.Approved(p, l.cfg.Clock.Now()); err != nil {
-		return nil, Ungoverned(err)
-	}
-	if r := l.rolledBack(); r != nil && p.Proposal.Action != ceremony.ActionRecoveryDeclare {
-		return nil, r
 	}
 	e := &enacting{ledger: l, waiting: waiting, body: ceremony.Enactment{Document: p.Hash, Number: number}}
 	err = exec.Execute(ctx, l, p, e.did, func(outcome any) error { return e.commit(ctx, outcome) })

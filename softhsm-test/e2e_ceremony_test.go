@@ -181,11 +181,14 @@ func (c *council) carry(content any) api.Enacted {
 	if _, f := c.enact(document, number, false); f.Field != "ceremony.threshold" {
 		c.t.Fatalf("enacted by one officer: %+v", f)
 	}
+	if done, f := c.enact(document, number, true); f.Code != "" || done.Missing != fmt.Sprintf("threshold: proposal %d has 1 of 2 approvals", number) || len(done.Steps) == 0 {
+		c.t.Fatalf("rehearsed before it is approved: %+v, %+v", done, f)
+	}
 	if taken, f := c.approve("bob", document, number); f.Code != "" || taken.Missing != "" {
 		c.t.Fatalf("approving: %+v, %+v", taken, f)
 	}
-	if _, f := c.enact(document, number, true); f.Code != "" {
-		c.t.Fatalf("rehearsing: %+v", f)
+	if done, f := c.enact(document, number, true); f.Code != "" || done.Missing != "" {
+		c.t.Fatalf("rehearsing: %+v, %+v", done, f)
 	}
 	done, f := c.enact(document, number, false)
 	if f.Code != "" || done.Failed != "" || done.Index == nil {

@@ -186,10 +186,10 @@ func TestForgedGovernance(t *testing.T) {
 		name, reason, rules string
 		forge               func(c *council)
 	}{
-		{"too few approvals", "threshold: proposal 1 has 1 approval(s) and needs 2", "governance.unauthorised@306", func(c *council) {
+		{"too few approvals", "threshold: proposal 1 has 1 of 2 approvals", "governance.unauthorised@306", func(c *council) {
 			c.enact(c.propose(same))
 		}},
-		{"and what follows from it", "threshold: proposal 1 has 1 approval(s) and needs 2", "governance.unauthorised@306 governance.role@307", func(c *council) {
+		{"and what follows from it", "threshold: proposal 1 has 1 of 2 approvals", "governance.unauthorised@306 governance.role@307", func(c *council) {
 			c.enact(c.propose(same))
 			c.add(record.KindEvent, &record.Producer{UID: 1002, GID: 1002}, []byte(`{"type":"a"}`))
 		}},

@@ -148,6 +148,9 @@ func (c *call) enact() error {
 	if !in.DryRun {
 		out.Index = &done.Index
 	}
+	if done.Missing != nil {
+		out.Missing = reason(done.Missing)
+	}
 	writeJSON(c.w, http.StatusCreated, out)
 	return nil
 }

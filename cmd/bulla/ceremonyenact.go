@@ -18,9 +18,10 @@ func (o *officer) enactCommand() *cobra.Command {
 		Use:   "enact NUMBER",
 		Short: "Have the appliance carry out a proposal that enough officers approved",
 		Long: `enact has the appliance do what a proposal asks for, to the devices too, and record it in the log. --dry-run says what would be done, and
-does nothing.
+whether it would be refused for want of approvals or time. It changes nothing; that it was asked for is in the log, as an entry of kind
+access.
 
-Exit code 69: it was refused, or it was tried and failed. What failed changed nothing, and closes the proposal.`,
+Exit code 69: it was refused, or would be, or it was tried and failed. What failed changed nothing, and closes the proposal.`,
 		Example: "  bulla ceremony enact 7 --dry-run\n  bulla ceremony enact 7",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -31,7 +32,7 @@ Exit code 69: it was refused, or it was tried and failed. What failed changed no
 			return o.enact(cmd.Context(), number, dry)
 		},
 	}
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would be done")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would be done, and whether it would be refused; only that this was asked is recorded")
 	return cmd
 }
 
@@ -55,8 +56,12 @@ func (o *officer) enact(ctx context.Context, number uint64, dry bool) error {
 	} else {
 		err = o.enacted(s, &done)
 	}
-	if err == nil && done.Failed != "" {
+	switch {
+	case err != nil:
+	case done.Failed != "":
 		err = coded(exitUnavailable, fmt.Errorf("proposal %d failed, and nothing was changed: %s", number, ceremony.Printable(done.Failed)))
+	case done.Missing != "":
+		err = coded(exitUnavailable, fmt.Errorf("proposal %d would be refused: %s", number, ceremony.Printable(done.Missing)))
 	}
 	return err
 }

@@ -314,9 +314,13 @@ func (l *governedLog) enact(n uint64, in *api.Enact) ([]byte, error) {
 	}
 	e := &ceremony.Enactment{Document: in.Document, Number: n, Failed: l.fail, Steps: []ceremony.Step{{Did: "asked the device", Answer: "it \u202edid", Time: string(record.AppendTime(nil, time.Now().UnixNano()))}}}
 	after := func() {}
+	missing := ""
 	for _, p := range l.state.Open() {
 		if p.Proposal.Number != n || l.fail != "" {
 			continue
+		}
+		if err := l.state.Approved(p, here()); err != nil {
+			missing = err.Error()
 		}
 		var outcome any
 		var err error
@@ -331,6 +335,7 @@ func (l *governedLog) enact(n uint64, in *api.Enact) ([]byte, error) {
 	}
 	out := api.Enacted{Number: n, DryRun: in.DryRun, Failed: e.Failed, Steps: e.Steps, Outcome: e.Outcome}
 	if in.DryRun {
+		out.Missing = missing
 		return json.Marshal(out)
 	}
 	index, err := l.append(record.KindEnactment, e)
