@@ -61,7 +61,7 @@ func TestApplianceIsNotBelieved(t *testing.T) {
 			l[5] = bytes.Replace(l[5], []byte(`"bound":2000000`), []byte(`"bound":1000000`), 1)
 			return l
 		})},
-		{"an approval left out", "threshold: proposal 1 has 1 approval(s)", governance(func(l [][]byte) [][]byte { return append(l[:4:4], l[5:]...) })},
+		{"an approval left out", "threshold: proposal 1 has 1 of 2 approvals", governance(func(l [][]byte) [][]byte { return append(l[:4:4], l[5:]...) })},
 		{"an enactment left out", "state: it was made against state", governance(func(l [][]byte) [][]byte { return append(l[:5:5], l[6:]...) })},
 		{"the genesis left out", "entry 1 comes first: there is no genesis", governance(func(l [][]byte) [][]byte { return l[1:] })},
 		{"an entry twice", "was added before", governance(func(l [][]byte) [][]byte { return append(l[:2:2], l[1:]...) })},
