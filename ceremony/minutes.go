@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -20,6 +21,7 @@ type Chronicle struct {
 	chapters []*chapter
 	refusals []refusal
 	counters map[string]uint32 // the last that an officer's FIDO2 key gave, by fingerprint
+	at       clock.Stamp       // of the last entry that was added
 }
 
 // chapter is one ceremony: number 0 is the genesis.
@@ -61,7 +63,7 @@ type refusal struct {
 type Ceremony struct {
 	Action   string   `json:"action"`
 	Approved []string `json:"approved,omitempty"` // officers, in order; the proposer too, if that counts
-	Ended    string   `json:"ended,omitempty"`    // how and where; absent while it is open
+	Ended    string   `json:"ended,omitempty"`    // how and where, or that its time is over; absent while it is open
 	Enacted  bool     `json:"enacted,omitzero"`
 	Entry    uint64   `json:"entry"` // of the proposal
 	Expires  string   `json:"expires,omitempty"`
@@ -79,12 +81,14 @@ func NewChronicle(root func(size uint64) (record.Hash, error)) *Chronicle {
 // State is what governs after the entries that were added.
 func (c *Chronicle) State() State { return c.state }
 
-// Add takes the next entry of the log. Entries that neither govern nor record that a ceremony was refused may be left out.
+// Add takes the next entry of the log. Entries that neither govern nor record that a ceremony was refused may be left out; the log's last says
+// what has expired.
 func (c *Chronicle) Add(e *record.Entry, leaf record.Hash) error {
 	if e.Index < c.state.Next {
 		return fmt.Errorf("entry %d was added before", e.Index)
 	}
 	s := c.state.Skip(e.Index - c.state.Next)
+	c.at = e.Stamp
 	if e.Kind == record.KindAccess {
 		c.refused(e)
 	}
@@ -232,6 +236,14 @@ func (c *Chronicle) close(e *record.Entry) {
 	}
 }
 
+// ended is how and where a ceremony ended; "" while it is open.
+func (c *Chronicle) ended(ch *chapter) string {
+	if ch.end == "" && ch.pending != nil && c.state.Expired(ch.pending.Proposal, c.at) {
+		return ch.pending.Proposal.Over()
+	}
+	return ch.end
+}
+
 // refused remembers that somebody was refused in a ceremony.
 func (c *Chronicle) refused(e *record.Entry) {
 	a, err := record.ParseAccess(e.Body)
@@ -273,7 +285,7 @@ func when(s clock.Stamp) string {
 func (c *Chronicle) Ceremonies() []Ceremony {
 	var out []Ceremony
 	for _, ch := range c.chapters {
-		l := Ceremony{Action: ActionGenesis, Ended: ch.end, Entry: ch.first, Number: ch.number, Needed: ch.before.Policy.Threshold(ActionGenesis)}
+		l := Ceremony{Action: ActionGenesis, Ended: c.ended(ch), Entry: ch.first, Number: ch.number, Needed: ch.before.Policy.Threshold(ActionGenesis)}
 		if ch.pending != nil {
 			p := ch.pending
 			l.Action, l.Needed, l.Proposer, l.Expires = p.Proposal.Action, p.Needed, p.Proposal.Proposer, p.Proposal.Expires
@@ -352,10 +364,7 @@ func (ch *chapter) action() string {
 }
 
 func (c *Chronicle) summary(ch *chapter) [][]string {
-	end := ch.end
-	if end == "" {
-		end = "open"
-	}
+	end := cmp.Or(c.ended(ch), "open")
 	rows := [][]string{{"Log", ch.before.Policy.Origin}, {"Result", end}, {"Entries", fmt.Sprintf("%d to %d", ch.first, ch.last)}}
 	if p := ch.pending; p != nil {
 		return append(rows, []string{"Proposed by", p.Proposal.Proposer}, []string{"Approvals needed", fmt.Sprintf("%d of %d officers", p.Needed, len(ch.before.Policy.Officers))},
@@ -452,11 +461,11 @@ func (c *Chronicle) exceptions(ch *chapter) []string {
 			out = append(out, r.text)
 		}
 	}
-	switch {
-	case ch.end == "":
+	switch end := c.ended(ch); {
+	case end == "":
 		out = append(out, "It is not over.")
 	case ch.enacted == nil:
-		out = append(out, "It was not enacted: "+ch.end+".")
+		out = append(out, "It was not enacted: "+end+".")
 	}
 	if len(out) == 0 {
 		return []string{"None."}

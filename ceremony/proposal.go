@@ -71,6 +71,9 @@ func DocumentHash(document []byte) record.Hash { return sha256.Sum256(document) 
 // Asks is what the proposal asks for, as it was parsed: a pointer to the struct of its action.
 func (p *Proposal) Asks() any { return p.content }
 
+// Over says of a proposal that has expired how it ended.
+func (p *Proposal) Over() string { return "expired on " + p.Expires }
+
 func (p *Proposal) expires() int64 {
 	t, err := record.ParseTime(p.Expires)
 	if err != nil {

@@ -210,7 +210,7 @@ func (s *State) propose(e *record.Entry) error {
 	s.open, s.last = slices.Clone(s.open), p.Number
 	for _, old := range slices.Clone(s.open) {
 		if e.Stamp.HasEstimate && e.Stamp.Earliest() >= old.Proposal.expires() {
-			s.end(old, "expired on %s", old.Proposal.Expires)
+			s.end(old, "%s", old.Proposal.Over())
 		}
 	}
 	if len(s.open) >= MaxOpen {
@@ -254,6 +254,11 @@ func (s *State) inTime(p *Proposal, at clock.Stamp) error {
 		return refuse(RuleExpired, "it expired on %s", p.Expires)
 	}
 	return nil
+}
+
+// Expired reports whether a proposal has certainly expired at a time, or had by what the log itself says of the time.
+func (s State) Expired(p *Proposal, at clock.Stamp) bool {
+	return s.floor >= p.expires() || at.HasEstimate && at.Earliest() >= p.expires()
 }
 
 // inLog refuses a head that is not one of this log, up to the entry that is being applied.

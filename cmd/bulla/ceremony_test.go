@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"bulla/api"
 	"bulla/ceremony"
@@ -58,4 +59,39 @@ func TestCeremony(t *testing.T) {
 		t.Errorf("the minutes in a file are others: %v", err)
 	}
 	c.fails(exitUsage, []string{"exists"}, "minutes", "1", "--out", c.path("minutes.md"))
+}
+
+// A proposal whose time is over is not open, even if no entry says so: by the clock of whoever asks now, and in minutes by the log's own newest entry.
+func TestExpiredProposal(t *testing.T) {
+	t.Parallel()
+	c := newCouncilOf(t, 2*time.Hour).begin()
+	c.expired()
+	check := func(minutes string) {
+		t.Helper()
+		if err := c.log.export(c.path(minutes)); err != nil {
+			t.Fatal(err)
+		}
+		for _, export := range [][]string{nil, {"--export", c.path(minutes)}} {
+			if out := c.ok(append([]string{"list"}, export...)...); !strings.Contains(out, "alice        2       expired on 20") || strings.Contains(out, "open") {
+				t.Errorf("list says\n%s", out)
+			}
+			if out := c.ok(append([]string{"show", "1"}, export...)...); !strings.Contains(out, "\nended: expired on 20") || strings.Contains(out, "missing") {
+				t.Errorf("show says\n%s", out)
+			}
+			if out := c.ok(append([]string{"minutes", "1"}, export...)...); !strings.Contains(out, minutes) {
+				t.Errorf("the minutes do not say %q:\n%s", minutes, out)
+			}
+		}
+	}
+	check("It is not over.")
+	c.log.mu.Lock()
+	c.log.ago = 0
+	err := c.log.event()
+	c.log.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("It was not enacted: expired on 20")
+	c.fails(exitUnavailable, []string{"expired"}, "approve", "1", "--as", "bob")
+	c.fails(exitUnavailable, []string{"would be refused: expired: "}, "enact", "1", "--dry-run")
 }

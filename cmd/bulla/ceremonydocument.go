@@ -150,7 +150,8 @@ func (d *shownDocument) proposal(s *subject, g *governance) {
 		p := g.state.Open()[i]
 		d.Changes, d.Given, d.Needed = g.state.Describe(s.proposal), len(p.Approvals), p.Needed
 		d.Approved, d.Rejected = names(p.Approvals), names(p.Rejections)
-		if err := g.state.Approved(p, here()); err != nil {
+		d.Ended = g.over(s.number)
+		if err := g.state.Approved(p, here()); err != nil && d.Ended == "" {
 			d.Missing = err.Error()
 		}
 		if slices.Contains(g.waiting, p) {

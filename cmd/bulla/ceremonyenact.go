@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -93,7 +94,7 @@ func (o *officer) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the ceremonies of a log",
-		Long:    "list shows the genesis and every proposal: who proposed, who approved, and what became of it. Recoveries that wait outside a log that was rolled back are listed last.",
+		Long:    "list shows the genesis and every proposal: who proposed, who approved, and what became of it; whether an open one has expired, by this machine's clock. Recoveries that wait outside a log that was rolled back are listed last.",
 		Example: "  bulla ceremony list\n  bulla ceremony list --export /media/evidence --json | jq '.[] | select(.enacted)'",
 		Args:    args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return o.ceremonies(cmd.Context()) },
@@ -122,6 +123,9 @@ func (o *officer) ceremonies(ctx context.Context) error {
 		lines = append(lines, listedCeremony{Waiting: true, Ceremony: ceremony.Ceremony{Action: p.Proposal.Action, Approved: names(p.Approvals), Expires: p.Proposal.Expires,
 			Needed: p.Needed, Number: p.Proposal.Number, Proposer: p.Proposal.Proposer, Rejected: names(p.Rejections)}})
 	}
+	for i := range lines {
+		lines[i].Ended = cmp.Or(lines[i].Ended, g.over(lines[i].Number))
+	}
 	if g.remark != "" {
 		fmt.Fprintln(o.err, "bulla:", g.remark)
 	}
@@ -144,10 +148,10 @@ func (o *officer) ceremonies(ctx context.Context) error {
 // result is how a ceremony stands.
 func (l *listedCeremony) result() string {
 	switch {
-	case l.Waiting:
-		return "waits outside the log until " + l.Expires
 	case l.Ended != "":
 		return l.Ended
+	case l.Waiting:
+		return "waits outside the log until " + l.Expires
 	case l.Number == 0:
 		return "open"
 	}
@@ -165,7 +169,7 @@ func (o *officer) minutesCommand() *cobra.Command {
 		Use:   "minutes NUMBER",
 		Short: "Write the minutes of a ceremony, to read, print and sign",
 		Long: `minutes writes what a ceremony was, from the log alone: Markdown, or with --html a page to print. Whoever has the log or an export writes
-the same minutes, byte for byte. Number 0 is the genesis.`,
+the same minutes, byte for byte. Number 0 is the genesis. What nobody enacted has expired when the log's newest entry is later than that.`,
 		Example: "  bulla ceremony minutes 7\n  bulla ceremony minutes 0 --html --out genesis.html --export /media/evidence",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -187,6 +191,11 @@ func (o *officer) minutes(ctx context.Context, number uint64, html bool, out str
 		return err
 	}
 	defer g.done()
+	if _, err := g.open(number); err == nil {
+		if err := g.toNewest(); err != nil {
+			return err
+		}
+	}
 	m, err := g.chronicle.Minutes(number)
 	if err != nil {
 		return usagef("%w; see `bulla ceremony list`", err)

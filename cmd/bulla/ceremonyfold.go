@@ -21,6 +21,7 @@ type governance struct {
 	chronicle *ceremony.Chronicle
 	state     ceremony.State // after all that the log's head covers, and what waits outside it
 	head      ceremony.Head
+	tree      *servedTree         // under the head
 	waiting   []*ceremony.Pending // recoveries that wait outside the log
 	remark    string              // why something that waits cannot be taken; "": all can
 	done      func()              // closes the export; earlier roots are read from it until then
@@ -163,7 +164,7 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		return nil, coded(exitTampered, fmt.Errorf("the log's head: %w", err))
 	}
 	tree := &servedTree{ctx: ctx, src: src, head: head, tiles: map[tlog.Tile][]byte{}}
-	g := &governance{done: func() {}, chronicle: ceremony.NewChronicle(tree.root), head: ceremony.Head{Root: head.Root, Size: head.Size}}
+	g := &governance{done: func() {}, chronicle: ceremony.NewChronicle(tree.root), head: ceremony.Head{Root: head.Root, Size: head.Size}, tree: tree}
 	var indexes []int64
 	var leaves []record.Hash
 	err = entries(func(b []byte) error {
@@ -196,6 +197,49 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		err = coded(exitTampered, fmt.Errorf("what governs the log does not hold: %w", err))
 	}
 	return g, err
+}
+
+// toNewest has the chronicle know the time of the log's newest entry, which says what has expired.
+func (g *governance) toNewest() error {
+	last := g.head.Size - 1
+	if g.chronicle.State().Next > last {
+		return nil
+	}
+	var newest *record.Entry
+	err := bundle(g.tree.ctx, g.tree.src, g.head.Size, last/record.TileWidth, func(e *record.Entry) error {
+		if e.Index == last {
+			newest = e
+		}
+		return nil
+	}, "")
+	if err != nil {
+		return err
+	}
+	if newest == nil {
+		return coded(exitTampered, fmt.Errorf("entry %d is not where it belongs", last))
+	}
+	b, err := newest.Append(nil)
+	if err != nil {
+		return err
+	}
+	leaf := record.LeafHash(b)
+	if err = g.tree.holds([]int64{tlog.StoredHashIndex(0, int64(last))}, []record.Hash{leaf}); err == nil {
+		err = g.chronicle.Add(newest, leaf)
+	}
+	if c := (*codedError)(nil); err != nil && !errors.As(err, &c) {
+		err = coded(exitTampered, err)
+	}
+	return err
+}
+
+// over says that a proposal has expired by now; "" of every other.
+func (g *governance) over(number uint64) string {
+	for _, p := range g.state.Open() {
+		if p.Proposal.Number == number && g.state.Expired(p.Proposal, here()) {
+			return p.Proposal.Over()
+		}
+	}
+	return ""
 }
 
 // signedBy checks that a head is signed by the key in force for the authoritative line.

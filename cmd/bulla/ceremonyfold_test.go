@@ -23,7 +23,7 @@ func TestApplianceIsNotBelieved(t *testing.T) {
 	c.ok("enact", "1")
 	c.propose(600)
 
-	forged, err := newGovernedLog(c.log.state.Policy.Officers...)
+	forged, err := newGovernedLog(0, c.log.state.Policy.Officers...)
 	if err != nil {
 		t.Fatal(err)
 	}

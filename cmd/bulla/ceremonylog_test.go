@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -49,6 +50,7 @@ type governedLog struct {
 	prev    record.Hash
 	key     crypto.Signer                      // of the log
 	made    map[record.Hash]crypto.Signer      // by key.generate
+	ago     time.Duration                      // how old its next entry is
 	rolled  bool                               // recoveries wait outside
 	waiting api.Waiting                        //
 	fail    string                             // why devices fail; "": they do not
@@ -56,13 +58,14 @@ type governedLog struct {
 	posts   int
 }
 
-// newGovernedLog makes a log whose officers have these keys, as authorized_keys has them. Two are needed, the proposer counts.
-func newGovernedLog(officers ...ceremony.Officer) (*governedLog, error) {
+// newGovernedLog makes a log that began some time ago, whose officers have these keys, as authorized_keys has them. Two are needed, the proposer
+// counts.
+func newGovernedLog(ago time.Duration, officers ...ceremony.Officer) (*governedLog, error) {
 	key, spki, err := p256()
 	if err != nil {
 		return nil, err
 	}
-	l := &governedLog{key: key, made: map[record.Hash]crypto.Signer{}, roots: []record.Hash{(&record.Tree{}).Root()}}
+	l := &governedLog{ago: ago, key: key, made: map[record.Hash]crypto.Signer{}, roots: []record.Hash{(&record.Tree{}).Root()}}
 	l.state.Root = func(size uint64) (record.Hash, error) {
 		if size >= uint64(len(l.roots)) {
 			return record.Hash{}, errors.New("not that large yet")
@@ -110,7 +113,7 @@ func (l *governedLog) append(kind record.Kind, body any) (uint64, error) {
 func (l *governedLog) next(kind record.Kind, body any) (*record.Entry, error) {
 	raw, err := record.MarshalCanonical(body)
 	e := &record.Entry{Index: uint64(len(l.entries)), Kind: kind, Log: governedOrigin, Prev: l.prev, Body: raw,
-		Stamp: clock.Stamp{Sys: time.Now().UnixNano(), Bound: 2_000_000, Age: 5, Round: 1, Epoch: 1, State: clock.Synced, HasEstimate: true}}
+		Stamp: clock.Stamp{Sys: time.Now().Add(-l.ago).UnixNano(), Bound: 2_000_000, Age: 5, Round: 1, Epoch: 1, State: clock.Synced, HasEstimate: true}}
 	if kind == record.KindEvent {
 		e.Producer = &record.Producer{UID: 1000, GID: 1000}
 	}
@@ -447,7 +450,10 @@ type council struct {
 	socket string // of ssh-agent
 }
 
-func newCouncil(t testing.TB) *council {
+func newCouncil(t testing.TB) *council { return newCouncilOf(t, 0) }
+
+// newCouncilOf has a log that began some time ago.
+func newCouncilOf(t testing.TB, ago time.Duration) *council {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bulla") // a socket's path must be short
 	if err != nil {
@@ -460,7 +466,7 @@ func newCouncil(t testing.TB) *council {
 		}
 	})
 	var stop func() error
-	c.log, c.socket, stop, err = convene(dir)
+	c.log, c.socket, stop, err = convene(dir, ago)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -473,7 +479,7 @@ func newCouncil(t testing.TB) *council {
 }
 
 // convene makes officers' keys, an agent that holds bob's and carol's, and a log that is served; all in dir.
-func convene(dir string) (l *governedLog, socket string, stop func() error, err error) {
+func convene(dir string, ago time.Duration) (l *governedLog, socket string, stop func() error, err error) {
 	var officers []ceremony.Officer
 	for _, o := range [][]string{{"alice", "-t", "ed25519", "-N", ""}, {"bob", "-t", "ecdsa", "-b", "256", "-N", ""}, {"carol", "-t", "rsa", "-b", "3072", "-N", ""}} {
 		officer, err := keygen(filepath.Join(dir, o[0]), o[1:]...)
@@ -482,7 +488,7 @@ func convene(dir string) (l *governedLog, socket string, stop func() error, err 
 		}
 		officers = append(officers, officer)
 	}
-	if l, err = newGovernedLog(officers...); err != nil {
+	if l, err = newGovernedLog(ago, officers...); err != nil {
 		return nil, "", nil, err
 	}
 	socket, stopAgent, err := sshAgent(dir, filepath.Join(dir, "bob"), filepath.Join(dir, "carol"))
@@ -529,6 +535,35 @@ func (c *council) fails(code int, why []string, arguments ...string) {
 
 // path is a file in the council's directory.
 func (c *council) path(name string) string { return filepath.Join(c.dir, name) }
+
+// expired has alice propose what has expired by now, though no entry is from after it. Its number is 1.
+func (c *council) expired() {
+	c.t.Helper()
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	in := &c.log.state.Policy
+	n := c.log.state.Next
+	document, err := c.log.state.Propose(&ceremony.PolicySet{Clock: in.Clock, Quotas: ceremony.Quotas{Streams: 5}, Roles: in.Roles, Seal: in.Seal}, "alice",
+		ceremony.Head{Root: c.log.roots[n], Size: n}, time.Now().Add(-c.log.ago/2).UnixNano())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	file, err := os.ReadFile(c.path("alice"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	key, err := ssh.ParsePrivateKey(file)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	signature, err := ceremony.Sign(rand.Reader, document, ceremony.Approve, key)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := c.log.append(record.KindProposal, &ceremony.Proposed{Document: document, Signature: signature}); err != nil {
+		c.t.Fatal(err)
+	}
+}
 
 // begin has the genesis approved.
 func (c *council) begin() *council {

@@ -23,7 +23,7 @@ func TestCeremonyScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			log, agent, stop, err := convene(dir)
+			log, agent, stop, err := convene(dir, 0)
 			if err != nil {
 				return errors.Join(err, os.RemoveAll(dir))
 			}
