@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"bulla/api"
 	"bulla/ceremony"
+	"bulla/record"
 )
 
 // Three officers, two needed: from the genesis to minutes that an export yields byte for byte.
@@ -94,4 +96,46 @@ func TestExpiredProposal(t *testing.T) {
 	check("It was not enacted: expired on 20")
 	c.fails(exitUnavailable, []string{"expired"}, "approve", "1", "--as", "bob")
 	c.fails(exitUnavailable, []string{"would be refused: expired: "}, "enact", "1", "--dry-run")
+}
+
+// What survives is named by its size alone, and its root is the tree's. A log that has grown to the size of the head that is known is a fork of what
+// was lost, and the officers learn how to say so.
+func TestRecoveryOfGrownLog(t *testing.T) {
+	t.Parallel()
+	c := newCouncil(t).begin()
+	size := c.log.state.Next
+	declare := func(more ...string) []string {
+		return append([]string{"propose", "recovery.declare", "--reason", "disk lost", "--as", "alice"}, more...)
+	}
+	head := func(n uint64) string { return fmt.Sprintf("%d:%s", n, c.log.roots[n]) }
+	lost := record.Hash{1}
+	c.fails(exitUsage, []string{"at 3 entries the log itself has the root " + c.log.roots[3].String(), "two roots at one size are a fork", fmt.Sprintf("has %d entries now", size), "--surviving SIZE, less than 3"},
+		declare("--known", "3:"+lost.String())...)
+	c.fails(exitUsage, []string{"--surviving SIZE, less than 3"}, declare("--known", "3:"+lost.String(), "--surviving", "3")...)
+	c.fails(exitUsage, []string{"nothing that it covers is lost"}, declare("--known", head(3))...)
+	c.fails(exitUsage, []string{"a head of no entries"}, declare("--known", "0:"+lost.String())...)
+	c.fails(exitUsage, []string{fmt.Sprintf("the log has %d entries", size)}, declare("--surviving", "0")...)
+	c.fails(exitUsage, []string{fmt.Sprintf("the log has %d entries", size)}, declare("--surviving", fmt.Sprint(size+1))...)
+	for i, x := range []struct {
+		more             []string
+		known, surviving ceremony.Head
+	}{
+		{[]string{"--known", "3:" + lost.String(), "--surviving", "2"}, ceremony.Head{Root: lost, Size: 3}, ceremony.Head{Root: c.log.roots[2], Size: 2}},
+		{[]string{"--known", head(size)}, ceremony.Head{Root: c.log.roots[size], Size: size}, ceremony.Head{Root: c.log.roots[size], Size: size}},
+		{[]string{"--surviving", "2"}, ceremony.Head{Root: c.log.roots[2], Size: 2}, ceremony.Head{Root: c.log.roots[2], Size: 2}},
+	} {
+		file := c.path(fmt.Sprint("recovery", i))
+		c.ok(declare(append(x.more, "--offline", "--out", file)...)...)
+		document, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := ceremony.ParseProposal(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Asks().(*ceremony.RecoveryDeclare); got.Known != x.known || got.Surviving != x.surviving {
+			t.Errorf("%v: %+v", x.more, got)
+		}
+	}
 }

@@ -376,28 +376,66 @@ func (o *officer) pcrApprove() *cobra.Command {
 func (o *officer) recoveryDeclare() *cobra.Command {
 	c := new(ceremony.RecoveryDeclare)
 	var known string
+	var surviving uint64
 	cmd := &cobra.Command{
 		Use:   ceremony.ActionRecoveryDeclare,
 		Short: "Propose that a log that lost entries is closed, for a successor to go on",
 		Long: `recovery.declare proposes that the log ends with what it has now. --known is the highest head that anybody knows of, from a receipt, an
 export, a witness: what lies between is declared lost. Proposal and approvals of a log that was rolled back wait outside it until the
-enactment.`,
-		Example: "  bulla ceremony propose recovery.declare --reason 'disk lost, restored from backup' --known 48211:ef0c... --successor log.example/audit-2 --as alice",
+enactment.
+
+A log that was put back goes on with the daemon's own records, and may come to have as many entries as the head that is known, with another
+root: a fork. --surviving then says how many entries it had when it was put back, which are what survives.`,
+		Example: "  bulla ceremony propose recovery.declare --reason 'disk lost, restored from backup' --known 48211:ef0c... --successor log.example/audit-2 --as alice\n  bulla ceremony propose recovery.declare --reason 'disk lost' --known 48211:ef0c... --surviving 48190 --as alice",
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.Reason, "reason", "", "why, for people")
 	f.StringVar(&c.Successor, "successor", "", "origin of the log that goes on")
 	f.StringVar(&known, "known", "", "SIZE:ROOT of the highest head that is known, the root in hex or base64 (default: nothing was lost)")
-	return o.action(cmd, &proposing{content: c, flags: []string{"reason", "successor", "known"}, build: func(g *governance) (err error) {
+	f.Uint64Var(&surviving, "surviving", 0, "SIZE of what survives, in entries: the log's first so many (default: all that it has)")
+	return o.action(cmd, &proposing{content: c, flags: []string{"reason", "successor", "known", "surviving"}, build: func(g *governance) (err error) {
 		if c.Reason == "" {
 			return usagef("--reason: say what happened")
 		}
-		c.Surviving, c.Known = g.head, g.head
-		if known != "" {
-			c.Known, err = parseHead(known)
+		c.Surviving = g.head
+		if cmd.Flags().Changed("surviving") {
+			if surviving == 0 || surviving > g.head.Size {
+				return usagef("--surviving: the log has %d entries; at least 1 survives, and at most all", g.head.Size)
+			}
+			if c.Surviving.Root, err = g.tree.root(surviving); err != nil {
+				return err
+			}
+			c.Surviving.Size = surviving
 		}
-		return err
+		if c.Known = c.Surviving; known == "" {
+			return nil
+		}
+		if c.Known, err = parseHead(known); err != nil {
+			return err
+		}
+		return g.forked(c)
 	}})
+}
+
+// forked says what to do where a log has come to be as large as a head that is known.
+func (g *governance) forked(c *ceremony.RecoveryDeclare) error {
+	if c.Known.Size > c.Surviving.Size || c.Known == c.Surviving {
+		return nil
+	}
+	if c.Known.Size == 0 {
+		return usagef("--known: a head of no entries says nothing")
+	}
+	root, err := g.tree.root(c.Known.Size)
+	switch {
+	case err != nil:
+		return err
+	case root == c.Known.Root:
+		return usagef("--known: the log has this head: nothing that it covers is lost; name a higher head, or leave --known out")
+	}
+	return usagef(`--known: at %d entries the log itself has the root %s: two roots at one size are a fork.
+The log has %d entries now, the daemon's own records since it was put back among them. What survives is what it had then: name that with
+--surviving SIZE, less than %[1]d. `+"`bulla list --kind system --limit 0`"+` shows the daemon's starts: SIZE is at most the index of the first one after the
+log was put back`, c.Known.Size, root, g.head.Size)
 }
 
 // parseHead reads a head as SIZE:ROOT.
