@@ -17,7 +17,15 @@ import (
 // Describe says in words what the proposal would change in this state, a line each. Whatever somebody else wrote is made printable.
 func (s State) Describe(p *Proposal) []string { return p.content.describe(&s) }
 
-func (c *PolicySet) describe(s *State) []string {
+// Already reports whether what the proposal says is in force in this state already. The log takes such a proposal all the same.
+func (s State) Already(p *Proposal) bool {
+	c, ok := p.content.(interface{ changes(*State) []string })
+	return ok && len(c.changes(&s)) == 0
+}
+
+func (c *PolicySet) describe(s *State) []string { return orNothing(c.changes(s)) }
+
+func (c *PolicySet) changes(s *State) []string {
 	was := PolicySet{Clock: s.Policy.Clock, Quotas: s.Policy.Quotas, Roles: s.Policy.Roles, Seal: s.Policy.Seal}
 	return differences(was.flat(), c.flat())
 }
@@ -116,13 +124,19 @@ func differences(was, is map[string]string) []string {
 			out = append(out, fmt.Sprintf("%s: %s becomes %s", name, a, b))
 		}
 	}
-	if out == nil {
-		out = []string{"nothing: it says what is in force already"}
-	}
 	return out
 }
 
-func (c *OfficersSet) describe(s *State) []string {
+func orNothing(changes []string) []string {
+	if len(changes) == 0 {
+		return []string{"nothing: it says what is in force already"}
+	}
+	return changes
+}
+
+func (c *OfficersSet) describe(s *State) []string { return orNothing(c.changes(s)) }
+
+func (c *OfficersSet) changes(s *State) []string {
 	was := OfficersSet{Officers: s.Policy.Officers, ProposerCounts: s.Policy.ProposerCounts, Thresholds: s.Policy.Thresholds}
 	return differences(was.flat(), c.flat())
 }

@@ -3,6 +3,7 @@ package ceremony
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,14 @@ func (c *PolicySet) Set(name, value string) error {
 
 // setMember changes one member of a struct, by its name in JSON.
 func setMember[T any](to *T, name, member, value string) error {
+	var known []string
+	for i := range reflect.TypeFor[T]().NumField() {
+		tag, _, _ := strings.Cut(reflect.TypeFor[T]().Field(i).Tag.Get("json"), ",")
+		known = append(known, tag)
+	}
+	if !slices.Contains(known, member) {
+		return fmt.Errorf("%s: there is no such value; there are %s", quoted(name), strings.Join(known, ", "))
+	}
 	b, err := record.MarshalCanonical(to)
 	if err != nil {
 		return fmt.Errorf("%s: %w", quoted(name), err)

@@ -1,8 +1,10 @@
 package ceremony_test
 
 import (
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -51,6 +53,32 @@ func TestSetPolicy(t *testing.T) {
 	}
 }
 
+// Whatever a policy has in ns is written with its unit, and shown with it.
+func TestSetTimes(t *testing.T) {
+	t.Parallel()
+	p := new(ceremony.PolicySet)
+	times := 0
+	for section, of := range map[string]reflect.Value{"clock": reflect.ValueOf(&p.Clock).Elem(), "seal": reflect.ValueOf(&p.Seal).Elem(), "quotas": reflect.ValueOf(&p.Quotas).Elem()} {
+		for i := range of.NumField() {
+			tag, _, _ := strings.Cut(of.Type().Field(i).Tag.Get("json"), ",")
+			if of.Field(i).Kind() != reflect.Int64 || strings.HasPrefix(tag, "growth") { // that is in ppb
+				continue
+			}
+			times++
+			name := section + "." + tag
+			if err := p.Set(name, "1m30s"); err != nil || of.Field(i).Int() != int64(90*time.Second) {
+				t.Errorf("%s: %v, %d ns", name, err, of.Field(i).Int())
+			}
+			if err := p.Set(name, "90"); err == nil || !strings.Contains(err.Error(), "write it with its unit, as 10s") {
+				t.Errorf("%s without a unit: %v", name, err)
+			}
+		}
+	}
+	if times != 11 {
+		t.Errorf("a policy has %d times", times)
+	}
+}
+
 func TestSetPolicyRefuses(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -58,7 +86,8 @@ func TestSetPolicyRefuses(t *testing.T) {
 	for _, c := range []struct{ name, value, why string }{
 		{"streams", "5", "values of clock, quotas and seal"},
 		{"tpm.pcr", "5", "values of clock, quotas and seal"},
-		{"quotas.stream", "5", "stream"},
+		{"quotas.stream", "5", `"quotas.stream": there is no such value; there are streams`},
+		{"clock.max_age", "30s", "there are mode, limit, warn, "},
 		{"quotas.streams", "5.5", "streams"},
 		{"quotas.streams", "many", "streams"},
 		{"seal.interval", "10", "with its unit"},

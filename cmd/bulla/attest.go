@@ -37,8 +37,9 @@ credential activation proves it:
 What was measured while the machine started is in the log too, and boots lists it.
 
 The two documents travel by any way; neither is secret.`,
-		Args: cobra.ArbitraryArgs,
-		RunE: help,
+		Example: "  bulla attest challenge-new evidence --ek-roots makers.pem --out challenge.json\n  bulla attest activate challenge.json --out answer.json\n  bulla attest challenge-check challenge.json answer.json evidence --ek-roots makers.pem",
+		Args:    cobra.ArbitraryArgs,
+		RunE:    help,
 	}
 	cmd.AddCommand(t.challengeNewCommand(), t.activateCommand(), t.challengeCheckCommand(), t.bootsCommand())
 	return cmd

@@ -53,6 +53,11 @@ the officer's key as the log knows it, from ssh-agent. Plain ssh-keygen on a mac
 
   ssh-keygen -Y sign -n ceremony@bulla -f KEY DOCUMENT
   bulla ceremony approve DOCUMENT --as NAME --signature DOCUMENT.sig`,
+		Example: `  bulla ceremony propose policy.set --set quotas.streams=500 --as alice
+  bulla ceremony show 7
+  bulla ceremony approve 7 --as bob
+  bulla ceremony enact 7
+  bulla ceremony minutes 7`,
 		Args: cobra.ArbitraryArgs,
 		RunE: help,
 	}

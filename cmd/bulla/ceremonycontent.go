@@ -28,10 +28,10 @@ func (o *officer) policySet() *cobra.Command {
 		Use:   ceremony.ActionPolicySet,
 		Short: "Propose another policy: of clock, seals, quotas, roles",
 		Long: `policy.set proposes the policy in force with some values changed, by the names that show gives them: clock.limit, quotas.streams,
-seal.interval and so on. Times have their unit. A role is role.NAME, and who has it a list of uid:N and gid:N, or any; "" removes it.
+seal.interval and so on. Times are written with their unit: 500ms, 30s, 4h. What changes nothing is refused. A role is role.NAME, and who has it a list of uid:N and gid:N, or any; "" removes it.
 
 --changes takes them from a file: TOML, or JSON if its name ends so, with only what changes.`,
-		Example: "  bulla ceremony propose policy.set --set seal.interval=5s --set quotas.streams=500 --as alice\n  bulla ceremony propose policy.set --set role.auditor=uid:1001,gid:27 --as alice\n  bulla ceremony propose policy.set --changes changes.toml --as alice",
+		Example: "  bulla ceremony propose policy.set --set seal.interval=5s --set quotas.streams=500 --as alice\n  bulla ceremony propose policy.set --set clock.limit=800ms --set clock.holdover_max=2h --as alice\n  bulla ceremony propose policy.set --set role.auditor=uid:1001,gid:27 --as alice\n  bulla ceremony propose policy.set --changes changes.toml --as alice",
 	}
 	cmd.Flags().StringArrayVar(&set, "set", nil, "NAME=VALUE of what changes; may be repeated")
 	cmd.Flags().StringVar(&changes, "changes", "", "file of what changes, TOML or .json")

@@ -62,6 +62,10 @@ The signature is of a namespace of its own: with plain ssh-keygen, ` + "`ssh-key
 // check refuses what does not go together.
 func (d *decision) check(o *officer, given []string) error {
 	switch {
+	case len(given) == 1 && given[0] == genesisNumber && d.decision == ceremony.Reject:
+		return usagef("number 0 is the genesis: who does not approve it does not sign it")
+	case len(given) == 1 && given[0] == genesisNumber:
+		return usagef("number 0 is the genesis: approve it with --genesis")
 	case d.genesis == (len(given) == 1):
 		if d.decision == ceremony.Reject {
 			return usagef("name a proposal by its number, or a document's file")

@@ -48,11 +48,14 @@ func (g *governance) genesisSubject() (*subject, error) {
 // subjectOf reads what an argument names: the number of a proposal, or a file.
 func (g *governance) subjectOf(arg string) (*subject, error) {
 	number, ok := proposalNumber(arg)
-	if !ok {
+	if arg == genesisNumber && g != nil {
+		return g.genesisSubject()
+	}
+	if !ok && arg != genesisNumber {
 		return subjectFile(arg)
 	}
 	if g == nil {
-		return nil, usagef("proposal %d is in a log: name the document's file instead, or the log with --export", number)
+		return nil, usagef("number %d is in a log: name the document's file instead, or the log with --export", number)
 	}
 	if p, err := g.open(number); err == nil {
 		return readSubject(p.Document)
@@ -63,6 +66,9 @@ func (g *governance) subjectOf(arg string) (*subject, error) {
 	}
 	return readSubject(p.Document)
 }
+
+// genesisNumber is what lists and minutes have the genesis under. It is no proposal: nobody decides on it by that number.
+const genesisNumber = "0"
 
 // proposalNumber reports whether an argument is a number, which it then is rather than a file's name.
 func proposalNumber(arg string) (uint64, bool) {
@@ -240,10 +246,10 @@ func (o *officer) showCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show NUMBER|FILE",
 		Short: "Show a document, what it would change, and what it lacks",
-		Long: `show prints a proposal's document, by its number in the log or from a file, with everything in it made printable; what it changes, in
+		Long: `show prints a proposal's document, by its number in the log or from a file, or with number 0 the document that approves the genesis, with everything in it made printable; what it changes, in
 words; its hash, in hex and as words to read to each other; who has approved it, and what it lacks to be enacted. With --offline FILE is
 shown without asking any log.`,
-		Example: "  bulla ceremony show 7\n  bulla ceremony show proposal.json --offline\n  bulla ceremony show 7 --export /media/evidence --json | jq -r .sha256",
+		Example: "  bulla ceremony show 7\n  bulla ceremony show 0\n  bulla ceremony show proposal.json --offline\n  bulla ceremony show 7 --export /media/evidence --json | jq -r .sha256",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE:    func(cmd *cobra.Command, given []string) error { return o.show(cmd.Context(), given[0]) },
 	}

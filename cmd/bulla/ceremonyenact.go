@@ -27,6 +27,9 @@ Exit code 69: it was refused, or would be, or it was tried and failed. What fail
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			number, ok := proposalNumber(given[0])
+			if given[0] == genesisNumber {
+				return usagef("number 0 is the genesis: it is in force when enough officers have approved it, with `bulla ceremony approve --genesis`")
+			}
 			if !ok {
 				return usagef("%q is not the number of a proposal; see `bulla ceremony list`", given[0])
 			}
@@ -174,7 +177,7 @@ the same minutes, byte for byte. Number 0 is the genesis. What nobody enacted ha
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			number, ok := proposalNumber(given[0])
-			if !ok && given[0] != "0" {
+			if !ok && given[0] != genesisNumber {
 				return usagef("%q is not the number of a ceremony; see `bulla ceremony list`", given[0])
 			}
 			return o.minutes(cmd.Context(), number, html, out)

@@ -148,6 +148,9 @@ func (o *officer) draft(g *governance, p *proposing, expires int64) (*subject, e
 		}
 		return nil, usagef("the log would refuse the proposal: %w", err)
 	}
+	if g.state.Already(s.proposal) {
+		return nil, usagef("the proposal changes nothing: it is already so")
+	}
 	return s, nil
 }
 

@@ -20,10 +20,11 @@ import (
 
 func (t *tool) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "policy",
-		Short: "Make the file that says what an auditor trusts",
-		Args:  cobra.ArbitraryArgs,
-		RunE:  help,
+		Use:     "policy",
+		Short:   "Make the file that says what an auditor trusts",
+		Example: "  bulla policy init --out auditor.policy",
+		Args:    cobra.ArbitraryArgs,
+		RunE:    help,
 	}
 	var out, roots string
 	initialize := &cobra.Command{

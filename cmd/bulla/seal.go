@@ -17,10 +17,11 @@ import (
 
 func (t *tool) sealCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "seal",
-		Short: "Have the TPM attest the logs' heads; show its seals",
-		Args:  cobra.ArbitraryArgs,
-		RunE:  help,
+		Use:     "seal",
+		Short:   "Have the TPM attest the logs' heads; show its seals",
+		Example: "  bulla seal now\n  bulla seal list --plot -",
+		Args:    cobra.ArbitraryArgs,
+		RunE:    help,
 	}
 	now := &cobra.Command{
 		Use:     "now",
