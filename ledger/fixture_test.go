@@ -109,11 +109,16 @@ func create(t testing.TB, d *devices) string {
 // open opens the log at path with the devices' faults in place.
 func open(t testing.TB, d *devices, path string) *ledger.Ledger {
 	t.Helper()
+	return openWith(t, d.config(), d, path)
+}
+
+func openWith(t testing.TB, cfg ledger.Config, d *devices, path string) *ledger.Ledger {
+	t.Helper()
 	s, err := store.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := ledger.Open(d.config(), faultyStore{s, d})
+	l, err := ledger.Open(cfg, faultyStore{s, d})
 	if err != nil {
 		t.Fatal(err, s.Close())
 	}

@@ -1,7 +1,7 @@
 // Package ledger is the one writer of a log: it turns what is waiting into evidence.
 //
 // The protocol is the function sequence, in sequence.go; read it first. Around it: queue.go holds what is waiting, admit.go
-// decides what of it is taken, govern.go is what ceremonies add, waiting.go what of it waits
+// decides what of it is taken, turns.go when, where several logs share a device, govern.go is what ceremonies add, waiting.go what of it waits
 // outside a log that was rolled back, window.go recognises repeats, open.go makes and opens a log, replay.go
 // reads its end again, read.go serves what is committed,
 // sealer.go has the machine's TPM attest the heads of all logs, seal.go is how, sealerfile.go what it remembers, sealercheck.go whether the
@@ -47,6 +47,7 @@ type Config struct {
 type Signer struct {
 	crypto.Signer
 	Device record.Code // what a failure of it is called: CodeHSM or CodeTPM
+	Turns  *Turns      // of that device; nil: the ledger is alone with it
 }
 
 // Store keeps a log's batches; *store.Log is the real one.
@@ -157,6 +158,7 @@ type lines struct {
 	log     note.Signer   // the authoritative one
 	verify  note.Verifier // of that
 	device  record.Code   // what its failure is called
+	turns   *Turns        // of its device
 	interop note.Signer   // the additional one; nil: none
 }
 

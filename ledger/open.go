@@ -177,7 +177,10 @@ func (l *Ledger) open(state ceremony.State) (*lines, error) {
 		if out.verify, err = record.NewVerifier(vkey); err != nil {
 			return nil, err
 		}
-		out.log, out.device = line, signer.Device
+		out.log, out.device, out.turns = line, signer.Device, signer.Turns
+		if out.turns == nil {
+			out.turns = NewTurns(underwaySlow)
+		}
 	}
 	return out, nil
 }

@@ -21,8 +21,9 @@ const ownRetry = 250 * time.Millisecond
 // batch is what one signature and one commit cover.
 type batch struct {
 	requests []*request
-	base     *head // what it stands on
-	next     *head // what it makes
+	turns    *Turns // where it has a place until it is signed
+	base     *head  // what it stands on
+	next     *head  // what it makes
 	drafts   []draft
 	content  store.Batch
 	span     record.Span // proves the batch's own entries in its own tree
@@ -34,22 +35,16 @@ type batch struct {
 	err      error
 }
 
-// How many batches are under way at a time. While one is signed and committed the next is made and signed, so that a signature covers
-// what came during a commit. More would only make them smaller, but for a device that takes longer than everything else: it is asked
-// for several signatures at once.
-const (
-	underway     = 2
-	underwaySlow = 4
-	slowDevice   = 2 * time.Millisecond
-)
-
 // room reports whether another batch may be made.
 func (l *Ledger) room() bool {
-	if time.Duration(l.signing.Load()) > slowDevice {
+	if l.took() > slowDevice {
 		return len(l.line) < underwaySlow
 	}
 	return len(l.line) < underway
 }
+
+// took is how long the last signature did.
+func (l *Ledger) took() time.Duration { return time.Duration(l.signing.Load()) }
 
 // draft is an entry before it has a place in the chain.
 type draft struct {
@@ -64,14 +59,23 @@ func (l *Ledger) run(ctx context.Context) {
 	defer close(l.done)
 	retry := time.NewTimer(0)
 	<-retry.C
+	waiting := false // something is, for its turn at the device
 	for {
 		var wake <-chan struct{}
-		if l.room() {
+		var turn <-chan struct{}
+		switch {
+		case !l.room():
+		case waiting:
+			turn = l.tip.lines.turns.free
+		default:
 			wake = l.queue.wake
 		}
 		var err error
 		select {
 		case <-wake:
+			waiting = true
+		case <-turn:
+			waiting = false
 			err = l.sequence(l.queue.take())
 		case <-retry.C:
 			l.queue.signal()
@@ -98,7 +102,13 @@ func (l *Ledger) run(ctx context.Context) {
 // sequence turns what was waiting into evidence. A batch is signed while the one before it is signed and committed; everything else
 // is in order. The error says why the batch failed; its requests have been answered or put back by then.
 func (l *Ledger) sequence(requests []*request) error {
-	b := &batch{requests: requests, done: make(chan struct{})}
+	b := &batch{requests: requests, turns: l.tip.lines.turns, done: make(chan struct{})}
+	carried := false
+	defer func() {
+		if !carried {
+			b.turns.back(l.took())
+		}
+	}()
 
 	// 0. What officers say is judged by what is durable: nothing is under way meanwhile.
 	if len(requests) == 1 && requests[0].governs() {
@@ -134,7 +144,7 @@ func (l *Ledger) sequence(requests []*request) error {
 	if len(l.line) > 0 {
 		before = l.line[len(l.line)-1]
 	}
-	l.tip, l.line = b.next, append(l.line, b)
+	l.tip, l.line, carried = b.next, append(l.line, b), true
 	go l.carry(b, before)
 	return nil
 }
@@ -143,6 +153,7 @@ func (l *Ledger) sequence(requests []*request) error {
 func (l *Ledger) carry(b, before *batch) {
 	// 4. Sign the new head. The signature stays here until step 6 has returned: nothing signed leaves before it is durable.
 	b.unsigned = l.sign(b)
+	b.turns.back(l.took())
 
 	// 5. Wait in line. If the batch before fails, this one stands on nothing, and its signature is destroyed.
 	if before != nil {

@@ -61,7 +61,7 @@ func check(ctx context.Context, cfg *Config, out io.Writer) (err error) {
 	d, err := openDevices(ctx, cfg)
 	if err != nil {
 		c.report("tpm", "", err)
-		d = &devices{modules: map[string]*hsm.Module{}, tokens: map[string]*hsm.Token{}}
+		d = newDevices()
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
 	c.tokens(ctx, d, cfg)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"bulla/hsm"
+	"bulla/ledger"
 	"bulla/record"
 	"bulla/tpm"
 )
@@ -16,13 +17,18 @@ import (
 type devices struct {
 	modules map[string]*hsm.Module
 	tokens  map[string]*hsm.Token
-	tpm     *tpm.TPM // nil when none is configured
-	given   givenPIN // in place of one that the TPM keeps
+	tpm     *tpm.TPM              // nil when none is configured
+	turns   map[any]*ledger.Turns // by token, and of the TPM: for the logs that it signs
+	given   givenPIN              // in place of one that the TPM keeps
+}
+
+func newDevices() *devices {
+	return &devices{modules: map[string]*hsm.Module{}, tokens: map[string]*hsm.Token{}, turns: map[any]*ledger.Turns{}}
 }
 
 // openDevices opens the TPM; tokens are opened when a key in them is asked for.
 func openDevices(ctx context.Context, c *Config) (*devices, error) {
-	d := &devices{modules: map[string]*hsm.Module{}, tokens: map[string]*hsm.Token{}}
+	d := newDevices()
 	if c.TPM.Device == "" {
 		return d, nil
 	}
@@ -30,7 +36,7 @@ func openDevices(ctx context.Context, c *Config) (*devices, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the TPM: %w", err)
 	}
-	d.tpm = t
+	d.tpm, d.turns[t] = t, ledger.NewTurns(1)
 	return d, nil
 }
 
@@ -53,7 +59,7 @@ func (d *devices) token(ctx context.Context, u hsm.URI) (*hsm.Token, error) {
 		if t, err = m.Token(ctx, tc); err != nil {
 			return nil, err
 		}
-		d.tokens[id] = t
+		d.tokens[id], d.turns[t] = t, ledger.NewTurns(sessions)
 	}
 	return t, nil
 }

@@ -31,7 +31,7 @@ func (d *devices) governed(ctx context.Context, uri string, k ceremony.Key) (led
 			uri = tpmKeys + h
 		}
 		s, code, err := d.signer(ctx, uri)
-		return ledger.Signer{Signer: s, Device: code}, err
+		return ledger.Signer{Signer: s, Device: code, Turns: d.turns[d.tpm]}, err
 	}
 	u, err := hsm.ParseURI(uri)
 	if err != nil {
@@ -57,7 +57,7 @@ func (d *devices) governed(ctx context.Context, uri string, k ceremony.Key) (led
 	if err != nil {
 		return ledger.Signer{}, err
 	}
-	return ledger.Signer{Signer: key, Device: record.CodeHSM}, nil
+	return ledger.Signer{Signer: key, Device: record.CodeHSM, Turns: d.turns[t]}, nil
 }
 
 // beside reports whether label is that of the first object, or of a key that a ceremony made beside it.
