@@ -9,9 +9,9 @@ GO       ?= go
 BIN      := bin
 CACHE    := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulla-test
 CHRONYD  := $(CACHE)/chrony/usr/sbin/chronyd
-VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+VERSION  := $(shell git describe --tags --always --abbrev=12 --dirty 2>/dev/null || echo devel)
 # Reproducible: no paths, no build ids, no time.
-STATIC   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
+STATIC   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.release=$(VERSION)'
 
 .PHONY: build deps test uml browser demo run bench bench-large fuzz crash release lint clean bench-peers profile FORCE
 

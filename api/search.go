@@ -67,6 +67,9 @@ func ParseQuery(values url.Values) (*Query, error) {
 			return nil, &record.FieldError{Field: name, Reason: err.Error()}
 		}
 	}
+	if q.Since != nil && q.Until != nil && !q.Since.Before(*q.Until) {
+		return nil, &record.FieldError{Field: "until", Reason: "must be later than since: nothing was received between them"}
+	}
 	return q, nil
 }
 

@@ -183,6 +183,10 @@ func TestQueryRefuses(t *testing.T) {
 			t.Errorf("%s=%.20s: %v, want it to say %q", c.name, c.value, err, c.say)
 		}
 	}
+	var field *record.FieldError
+	if _, err := ParseQuery(url.Values{"since": {"2030-01-02"}, "until": {"2030-01-02"}}); !errors.As(err, &field) || field.Field != "until" {
+		t.Errorf("no time at all: %v", err)
+	}
 	q, err := ParseQuery(url.Values{"session": {"s-77"}})
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,6 @@ import (
 
 	"bulla/ceremony"
 	"bulla/clock"
-	"bulla/internal/durable"
 	"bulla/record"
 )
 
@@ -103,27 +102,6 @@ func readFile(path string) ([]byte, error) {
 		return nil, usagef("%s: larger than %d bytes", path, maxFile)
 	}
 	return b, nil
-}
-
-// writeNew writes a file that does not exist yet.
-func writeNew(path string, b []byte) error {
-	err := durable.Create(path, b, 0o644)
-	if errors.Is(err, fs.ErrExist) {
-		return usagef("%s exists: choose another name, or remove it first", path)
-	}
-	return err
-}
-
-// free refuses names of files that exist, before anything is done.
-func free(paths ...string) error {
-	for _, path := range paths {
-		if _, err := os.Lstat(path); err == nil {
-			return usagef("%s exists: choose another name, or remove it first", path)
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }
 
 // here is the time as this machine knows it. The appliance judges by its own.

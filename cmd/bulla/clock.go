@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"bulla/api"
-	"bulla/internal/durable"
 	"bulla/verify"
 )
 
@@ -100,7 +99,7 @@ func (t *tool) plotClock(h *history, path string) error {
 		_, err := io.WriteString(out, sparklines(h))
 		return err
 	}
-	if err := durable.Replace(path, drawSVG(h), 0o644); err != nil {
+	if err := writeNew(path, drawSVG(h)); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(t.err, "%s: %d rounds, %d changes of state\n", path, len(h.points), len(h.changes))
@@ -122,7 +121,7 @@ func printClock(out io.Writer, c *api.ClockStatus) error {
 	fmt.Fprintf(w, "state\t%s\n", printable(c.State, 40))
 	if e := c.Estimate; e != nil {
 		fmt.Fprintf(w, "offset\t%s\tUTC minus the system's time\n", signed(e.Offset))
-		fmt.Fprintf(w, "bound\t%s\twarned of above %s; refused above %s (policy %s)\n", span(e.Bound), span(c.Policy.Warn), span(c.Policy.Limit), printable(c.Policy.Mode, 20))
+		fmt.Fprintf(w, "bound\t%s\tnow: it grows until the next round; warned of above %s; refused above %s (policy %s)\n", span(e.Bound), span(c.Policy.Warn), span(c.Policy.Limit), printable(c.Policy.Mode, 20))
 		fmt.Fprintf(w, "round\t%d\t%s ago; %d since the start, %d of them failed\n", e.Round, span(e.Age), c.Rounds, c.Failed)
 	} else {
 		fmt.Fprintf(w, "round\tnone\t%d since the start, %d of them failed\n", c.Rounds, c.Failed)

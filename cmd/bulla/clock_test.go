@@ -182,7 +182,7 @@ func TestClockTables(t *testing.T) {
 	}
 	const want = `state       holdover
 offset      -1.5 ms           UTC minus the system's time
-bound       12.35 ms          warned of above 50 ms; refused above 1 s (policy holdover)
+bound       12.35 ms          now: it grows until the next round; warned of above 50 ms; refused above 1 s (policy holdover)
 round       9                 3m0s ago; 12 since the start, 3 of them failed
 drift       -2.345 ppm        +- 0.078 ppm
 last round  sources

@@ -209,5 +209,5 @@ func sparklines(h *history) string {
 	}
 	out := line("offset", func(x clockPoint) int64 { return x.offset }) + line("bound", func(x clockPoint) int64 { return x.bound })
 	const layout = "2006-01-02 15:04:05"
-	return out + fmt.Sprintf("%-7s %s to %s UTC, %d rounds, %d changes of state\n", "", time.Unix(0, first).UTC().Format(layout), time.Unix(0, last).UTC().Format(layout), len(h.points), len(h.changes))
+	return out + fmt.Sprintf("%-7s %s to %s UTC, %d rounds (bound as of each), %d changes of state\n", "", time.Unix(0, first).UTC().Format(layout), time.Unix(0, last).UTC().Format(layout), len(h.points), len(h.changes))
 }

@@ -84,6 +84,9 @@ func (t *tool) drill(ctx context.Context, f drillFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := free(f.out); err != nil {
+		return err
+	}
 	if f.dir != "" {
 		if f.dir, err = checkDrillDir(f.dir); err != nil {
 			return err

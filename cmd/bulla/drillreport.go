@@ -10,8 +10,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"bulla/internal/durable"
 )
 
 // Outcomes of a drill.
@@ -165,7 +163,7 @@ func (t *tool) reportDrills(rep *drillReport, file string) error {
 	if file != "" {
 		var b bytes.Buffer
 		rep.writeMarkdown(&b)
-		if err := durable.Replace(file, b.Bytes(), 0o644); err != nil {
+		if err := writeNew(file, b.Bytes()); err != nil {
 			return err
 		}
 	}

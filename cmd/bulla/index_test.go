@@ -75,7 +75,7 @@ func TestIndexFindsWhatAScanFinds(t *testing.T) {
 		"outcome": func(i int) string { return []string{"success", "failure", "unknown"}[i%3] }, "severity": func(i int) string { return fmt.Sprint(1 + i%20) },
 		"text":  func(i int) string { return fmt.Sprint("NUMBER ", i) },
 		"since": func(i int) string { return fmt.Sprintf("2026-11-23T01:40:%02d.%03dZ", i/1000%60, i%1000) },
-		"until": func(i int) string { return fmt.Sprintf("2026-11-23T01:40:%02d.%03dZ", i/1000%60, i%1000) },
+		"until": func(i int) string { return fmt.Sprintf("2026-11-23T01:40:%02d.%03dZ", (i+1)/1000%60, (i+1)%1000) },
 		"kind":  func(i int) string { return []string{"event", "seal"}[i%10/9] },
 	}
 	all := 0

@@ -164,8 +164,14 @@ func terminal(w any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// version is the module's version as the build recorded it.
+// release is the version, set by the linker (make build, make release).
+var release string
+
+// version is the release, or what the build recorded of the module.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "(devel)"

@@ -200,9 +200,11 @@ func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind 
 			if kind != "" && e.Kind != kind {
 				continue
 			}
-			if printed++; limit > 0 && printed > limit {
+			if limit > 0 && printed == limit {
+				t.note("there are more than --limit %d: go on with --from %d", limit, e.Index)
 				return nil
 			}
+			printed++
 			if err := t.printEntry(e, b); err != nil {
 				return err
 			}
@@ -210,7 +212,9 @@ func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind 
 		if p.Next == nil {
 			return nil
 		}
-		from = *p.Next
+		if from = *p.Next; limit > 0 && printed == limit {
+			t.note("there may be more than --limit %d: go on with --from %d", limit, from)
+		}
 	}
 	return nil
 }

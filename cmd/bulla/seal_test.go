@@ -57,6 +57,9 @@ func TestSealsOfAnExport(t *testing.T) {
 		t.Fatal(err)
 	}
 	readSVG(t, svg)
+	if _, said, code = runTool(t, "seal", "list", sealedExport, "--plot", path); code != exitUsage || !strings.Contains(said, "seals.svg exists") {
+		t.Errorf("a picture over another file: exit code %d: %s", code, said)
+	}
 	if _, _, code = runTool(t, "seal", "list", sealedExport, "--last", "1ns"); code != exitOK {
 		t.Errorf("exit code %d", code)
 	}

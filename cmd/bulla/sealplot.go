@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"bulla/internal/durable"
 	"bulla/internal/svg"
 )
 
@@ -24,7 +23,7 @@ func (t *tool) plotSeals(h *sealHistory, path string) error {
 		_, err := io.WriteString(out, sealLines(h))
 		return err
 	}
-	if err := durable.Replace(path, sealSVG(h), 0o644); err != nil {
+	if err := writeNew(path, sealSVG(h)); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(t.err, "%s: %d seals, %d boots, %d gaps\n", path, len(h.seals), len(h.boots()), len(h.gaps()))

@@ -339,6 +339,9 @@ func (t *tool) finishSearch(s *searchRun, err error) error {
 	if err := s.out.end(&s.summary); err != nil {
 		return err
 	}
+	if s.printed == 0 && !t.json {
+		t.note("nothing found among the %d entries of %s", s.summary.Size, printable(s.summary.Log, 80))
+	}
 	if s.more {
 		t.note("there are more results than --limit %d", s.limit)
 	}

@@ -5,7 +5,6 @@ import (
 	"math"
 	"time"
 
-	"bulla/internal/durable"
 	"bulla/internal/svg"
 )
 
@@ -52,7 +51,7 @@ func (t *tool) drawTimeline(path string, line *timeline, entries []drawn) error 
 	if len(entries) == 0 {
 		return coded(exitNotCheckable, fmt.Errorf("there is no entry to draw"))
 	}
-	if err := durable.Replace(path, timelineSVG(line, entries), 0o644); err != nil {
+	if err := writeNew(path, timelineSVG(line, entries)); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(t.err, "%s: %d entries of %d logs\n", path, len(entries), len(line.lanes))

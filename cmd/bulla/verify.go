@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"bulla/internal/durable"
 	"bulla/verify"
 )
 
@@ -92,8 +91,8 @@ docs/selftest.md, one at a time, and says which rule found each, and where. Exit
 			if m.off && m.path != "" {
 				return usagef("--memory and --no-memory contradict each other")
 			}
-			if _, err := os.Lstat(page); page != "" && err == nil {
-				return usagef("%s exists: a report is not written over another file; name a new one with --html", page)
+			if err := free(page); err != nil {
+				return err
 			}
 			rep, err := t.verify(cmd.Context(), strings.Join(given, ""), p, opt, &m)
 			if err != nil {
@@ -156,11 +155,7 @@ func writePage(path string, p *verify.Page) error {
 	if err := p.WriteHTML(&b); err != nil {
 		return err
 	}
-	err := durable.Create(path, b.Bytes(), 0o644)
-	if errors.Is(err, fs.ErrExist) { // made meanwhile
-		return usagef("%s exists: a report is not written over another file; name a new one with --html", path)
-	}
-	return err
+	return writeNew(path, b.Bytes())
 }
 
 // evidence opens what is to be verified; live says where it is served, and is empty of what is at rest.

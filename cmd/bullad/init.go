@@ -303,7 +303,12 @@ func flatten(values ...any) (map[string]string, error) {
 
 // usageArgs makes wrong arguments a usage error.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error { return usage(check(c, args)) }
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usagef("%w; use: %s", err, c.UseLine())
+		}
+		return nil
+	}
 }
 
 // must is for what only a mistake in this program can break.
