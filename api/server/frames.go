@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -268,7 +269,7 @@ func (f *frameConn) serve(req *api.Request, claimed int) {
 	if !ok {
 		message := fmt.Sprintf("there is no log %q", clip(req.Log))
 		if req.Log == "" {
-			message = "there are several logs: name one"
+			message = "there are several logs, name one: " + strings.Join(f.s.origins(), ", ")
 		}
 		f.s.frames.put(f.caller.UID, claimed)
 		f.s.metrics.answered("", record.CodeInvalid)
