@@ -43,11 +43,12 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 func (p *Page) WriteHTML(w io.Writer) error {
 	var b bytes.Buffer
 	held, required := p.Report.required()
+	findings, more := p.Report.printed()
 	style := sha256.Sum256([]byte(pageStyle))
 	err := pageTemplate.Execute(&b, map[string]any{
 		"Page": p, "Report": p.Report, "Style": template.CSS(pageStyle), "StyleHash": base64.StdEncoding.EncodeToString(style[:]),
 		"Answer": answers[p.Report.Verdict], "Policy": p.policy(), "Claims": p.claims(), "Kinds": p.kinds(),
-		"Count": uint64(len(p.Report.Findings)) + p.Report.Omitted, "Held": held, "Required": required, "Tampered": p.Report.Verdict == OutcomeTampered, "Anchored": p.Report.anchored(),
+		"Findings": findings, "More": more, "Count": uint64(len(p.Report.Findings)) + p.Report.Omitted, "Held": held, "Required": required, "Tampered": p.Report.Verdict == OutcomeTampered, "Anchored": p.Report.anchored(),
 		"Anchors": template.HTML(p.Report.anchorBar()), "Course": template.HTML(p.Report.course()), "Clock": template.HTML(p.Report.clockPicture()), "Estimate": p.Report.estimate(),
 	})
 	if err != nil {

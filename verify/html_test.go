@@ -306,7 +306,8 @@ func TestFindingsThatRepeat(t *testing.T) {
 		replace(f, "tile/entries/000", fmt.Sprintf("number %d", i), fmt.Sprintf("number %d", i+500))
 	}
 	f["tile/0/001.p/45"][0] ^= 1
-	got := text(t, run(t, f, b.policy()))
+	rep := run(t, f, b.policy())
+	got, html := text(t, rep), page(t, rep)
 	meaning := ""
 	for _, r := range verify.Rules() {
 		if r.Name == "tree.leaf" {
@@ -316,6 +317,11 @@ func TestFindingsThatRepeat(t *testing.T) {
 	for s, n := range map[string]int{"\n  tree.leaf (entry ": 5, meaning: 1, "\n  and 95 more of tree.leaf, which --json lists\n": 1, "\n  and 31 more that are not listed\n": 1} {
 		if strings.Count(got, s) != n {
 			t.Errorf("%q is there %d times, not %d:\n%s", s, strings.Count(got, s), n, got)
+		}
+	}
+	for s, n := range map[string]int{"<summary>tree.leaf ": 5, "<p>And 95 more of tree.leaf, which <code>--json</code> lists.</p>": 1, "<p>And 31 more that are not listed.</p>": 1} {
+		if strings.Count(html, s) != n {
+			t.Errorf("on the page, %q is there %d times, not %d", s, strings.Count(html, s), n)
 		}
 	}
 }

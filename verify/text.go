@@ -103,28 +103,46 @@ func (rep *Report) writeClaims(w io.Writer) {
 // maxOfRule is how many findings of one rule are printed: what a wrong key or a rewritten end does to a log repeats itself.
 const maxOfRule = 5
 
+// repeat says how many findings of a rule are left out where people read.
+type repeat struct {
+	Rule string
+	More int
+}
+
+// printed are the findings for people to read, and what is left out of them; --json has all.
+func (rep *Report) printed() (out []Finding, more []repeat) {
+	seen := map[string]int{}
+	for _, f := range rep.Findings {
+		if seen[f.Rule]++; seen[f.Rule] <= maxOfRule {
+			out = append(out, f)
+		}
+	}
+	for _, f := range out {
+		if n := seen[f.Rule] - maxOfRule; n > 0 {
+			more = append(more, repeat{f.Rule, n})
+		}
+		seen[f.Rule] = 0
+	}
+	return out, more
+}
+
 func (rep *Report) writeFindings(w io.Writer) {
 	if len(rep.Findings) == 0 {
 		return
 	}
 	fmt.Fprintln(w, "\nFindings")
-	seen, rules := map[string]int{}, []string{}
-	for _, f := range rep.Findings {
-		n := seen[f.Rule]
-		if seen[f.Rule]++; n >= maxOfRule {
-			continue
-		}
+	findings, more := rep.printed()
+	explained := map[string]bool{}
+	for _, f := range findings {
 		fmt.Fprintf(w, "  %s%s\n", f.Rule, f.where())
-		if n == 0 {
-			rules = append(rules, f.Rule)
+		if !explained[f.Rule] {
 			fmt.Fprintf(w, "    %s\n", f.Meaning)
 		}
+		explained[f.Rule] = true
 		fmt.Fprintf(w, "    expected: %s\n    found:    %s\n", f.Expected, f.Found)
 	}
-	for _, rule := range rules {
-		if more := seen[rule] - maxOfRule; more > 0 {
-			fmt.Fprintf(w, "  and %d more of %s, which --json lists\n", more, rule)
-		}
+	for _, r := range more {
+		fmt.Fprintf(w, "  and %d more of %s, which --json lists\n", r.More, r.Rule)
 	}
 	if rep.Omitted > 0 {
 		fmt.Fprintf(w, "  and %d more that are not listed\n", rep.Omitted)
