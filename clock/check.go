@@ -2,7 +2,9 @@ package clock
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"time"
 )
 
 // Finding is something in a log that an honest daemon does not write.
@@ -20,7 +22,7 @@ func (f Finding) String() string {
 // Rules of findings. The names are stable.
 const (
 	RuleEvidence = "clock-evidence" // a record of the clock is malformed, or before the daemon's start
-	RuleOrder    = "clock-order"    // rounds or epochs are not in order
+	RuleOrder    = "clock-order"    // rounds, epochs or entries are not in the order of time
 	RuleRound    = "clock-round"    // what a round says does not follow from its samples and from what came before
 	RuleState    = "clock-state"    // a change of state does not follow from what came before
 	RuleMissing  = "clock-missing"  // an entry names a round that is not before it in the log
@@ -32,7 +34,7 @@ const (
 func Rules() map[string]string {
 	return map[string]string{
 		RuleEvidence: "a record of the clock is malformed, or comes before any start",
-		RuleOrder:    "rounds or epochs are not in order",
+		RuleOrder:    "rounds, epochs or entries are not in the order of time",
 		RuleRound:    "what a round of measurement claims does not follow from its samples",
 		RuleState:    "a change of the clock's state does not follow from what came before",
 		RuleMissing:  "an entry names a round of measurement that is not before it in the log",
@@ -54,7 +56,12 @@ type Checker struct {
 	last    Evidence
 	highest uint64 // round number since the last start
 	rounds  []Estimate
+	raw     int64 // CLOCK_MONOTONIC_RAW had come to here by the stamps since the last start
 }
+
+// rawSlack is by how much CLOCK_MONOTONIC_RAW may be behind a stamp before. It never is, but on a machine that is not the one that it
+// was; the daemon watches for that every few seconds, and then says so.
+const rawSlack = int64(10 * time.Second)
 
 // Evidence checks the next entry of kind clock.
 func (c *Checker) Evidence(e *Evidence) []Finding {
@@ -85,6 +92,9 @@ func (c *Checker) Evidence(e *Evidence) []Finding {
 		return []Finding{{RuleState, "", "a change that can happen", err.Error()}}
 	}
 	c.advance(e, d, next)
+	if t := e.Transition; t != nil && (t.Reason == ReasonRaw || t.Reason == ReasonBoot) {
+		c.raw = math.MinInt64
+	}
 	return differences(&want, e)
 }
 
@@ -99,7 +109,7 @@ func (c *Checker) start(e *Evidence) []Finding {
 		f = append(f, Finding{RuleOrder, "transition.epoch", fmt.Sprintf("above %d", c.now.epoch), fmt.Sprint(t.Epoch)})
 	}
 	want, next := Begin(Start{Policy: *t.Policy, Sources: t.Sources, BootID: t.BootID, Reading: t.Reading, Resume: Resume{t.Epoch - 1, t.NotBefore}})
-	c.started, c.rounds, c.highest = true, nil, 0
+	c.started, c.rounds, c.highest, c.raw = true, nil, 0, math.MinInt64
 	c.advance(e, next, next)
 	return append(f, differences(&want, e)...)
 }
@@ -169,9 +179,17 @@ func (c *Checker) Policy() (p Policy, ok bool) { return c.now.policy, c.started 
 func (c *Checker) Estimate() Estimate { return c.now.estimate }
 
 // Stamp checks the stamp of the next entry against the round that it names. p is the policy that governs the log there, for an
-// event, and nil for the daemon's own records, which are made whatever the clock's state.
+// event, and nil for the daemon's own records, which are made whatever the clock's state. Entries are stamped in their order, so that
+// none names an earlier time of the oscillator than one before it.
 func (c *Checker) Stamp(s Stamp, p *Policy) []Finding {
 	want, f := c.expect(s)
+	if e := c.round(s.Round); s.HasEstimate && len(f) == 0 {
+		raw := add(e.AsOf, s.Age)
+		if raw < sub(c.raw, rawSlack) {
+			return []Finding{{RuleOrder, "clock.age", fmt.Sprintf("%d or more, not before an entry before it", sub(c.raw, e.AsOf)), fmt.Sprint(s.Age)}}
+		}
+		c.raw = max(c.raw, raw)
+	}
 	if len(f) > 0 || p == nil {
 		return f
 	}
@@ -180,6 +198,13 @@ func (c *Checker) Stamp(s Stamp, p *Policy) []Finding {
 		return []Finding{{RulePolicy, "clock", "an event that the policy takes", err.Error()}}
 	}
 	return nil
+}
+
+// Reading checks a reading of the clock that an entry holds beside its stamp, and that was made at another time, against the round
+// that it names.
+func (c *Checker) Reading(s Stamp) []Finding {
+	_, f := c.expect(s)
+	return f
 }
 
 // expect is the stamp that follows from the round that s names.

@@ -223,6 +223,57 @@ func TestStampsAreChecked(t *testing.T) {
 	}
 }
 
+// An entry cannot be stamped before the entries before it, whatever rounds there are to name.
+func TestStampsAreInOrder(t *testing.T) {
+	t.Parallel()
+	_, log := story(t)
+	var c clock.Checker
+	var estimates []clock.Estimate
+	for i := range log {
+		if f := c.Evidence(&log[i]); f != nil {
+			t.Fatal(f)
+		}
+		if r := log[i].Round; r != nil && r.Mapping != nil {
+			estimates = append(estimates, c.Estimate())
+		}
+		if len(estimates) == 2 {
+			break
+		}
+	}
+	stamp := func(e clock.Estimate, after int64) clock.Stamp {
+		return e.At(clock.Reading{Real: e.AsOf + e.UTCMinusRaw, Raw: e.AsOf + after})
+	}
+	early, late := estimates[0], estimates[1]
+	if late.AsOf-early.AsOf > 50e9 {
+		t.Fatalf("rounds %d ns apart", late.AsOf-early.AsOf)
+	}
+	for i, x := range []struct {
+		stamp clock.Stamp
+		rule  string
+	}{
+		{stamp(late, 60e9), ""},
+		{stamp(late, 60e9), ""},
+		{stamp(late, 55e9), ""}, // less than the daemon watches for
+		{stamp(late, 40e9), clock.RuleOrder},
+		{stamp(early, 1e9), clock.RuleOrder},
+		{stamp(late, 61e9), ""},
+	} {
+		if !x.stamp.HasEstimate {
+			t.Fatalf("stamp %d: no estimate", i)
+		}
+		got := ""
+		if f := c.Stamp(x.stamp, nil); len(f) > 0 {
+			got = f[0].Rule
+		}
+		if got != x.rule {
+			t.Errorf("stamp %d: rule %q, want %q", i, got, x.rule)
+		}
+	}
+	if f := c.Reading(stamp(early, 1e9)); f != nil {
+		t.Errorf("a reading beside a stamp: %v", f)
+	}
+}
+
 func TestEvidenceBeforeAStart(t *testing.T) {
 	t.Parallel()
 	_, log := story(t)

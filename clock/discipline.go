@@ -52,6 +52,9 @@ type Resume struct {
 	Earliest int64  // the earliest that UTC can be, ns since 1970
 }
 
+// LearnBack is how many entries at the end of a log are learnt from at most.
+const LearnBack = 10_000
+
 // Learn learns from an entry: its stamp, and its body if it is of kind clock. It is shown a log's entries from the last one
 // backwards, until it is done; with several logs the same Resume learns from each.
 func (r *Resume) Learn(s Stamp, e *Evidence) (done bool) {

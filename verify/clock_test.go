@@ -122,6 +122,46 @@ func mistimed(forge func(b *builder)) func(*testing.T) (files, *verify.Policy, [
 	}
 }
 
+// An event that is appended now cannot be dated back: not by an older round of measurement, nor by a clock that begins anew and does
+// not know what time it has been.
+func TestEntriesAreInOrderOfTime(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		forge    func(b *builder)
+		findings []string
+	}{
+		"honest":  {func(b *builder) { b.measure().events(2) }, nil},
+		"restart": {func(b *builder) { b.restart(true).measure().measure().events(2) }, nil},
+		"an older round": {func(b *builder) {
+			older := b.machine.discipline
+			was := b.machine.raw
+			for range 4 {
+				b.measure()
+			}
+			now, newer := b.machine.raw, b.machine.discipline
+			b.machine.raw, b.machine.discipline = was, older
+			b.events(1)
+			b.machine.raw, b.machine.discipline = now, newer
+			b.events(1)
+		}, []string{"time.order@14"}},
+		"a clock that forgot": {func(b *builder) {
+			b.machine.raw -= int64(10 * time.Minute)
+			b.beginClock(clock.Resume{Epoch: 1}).measure().measure().events(1)
+		}, []string{"time.order@10"}},
+	} {
+		b := timed(t).events(7)
+		c.forge(b)
+		p := b.policy()
+		p.NoTime = false
+		verdict := verify.OutcomeVerified
+		if c.findings != nil {
+			verdict = verify.OutcomeTampered
+		}
+		t.Log(name)
+		want(t, run(t, b.export(), p), verdict, c.findings...)
+	}
+}
+
 func TestMeasuredTimeIsVerified(t *testing.T) {
 	t.Parallel()
 	b := timed(t)

@@ -34,6 +34,7 @@ type fold struct {
 	permitted *record.Producer // of the last event, if events of it are allowed in this state of governance; nil: to be found out
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC
+	past      past
 }
 
 func (f *fold) init(r *run) { f.r, f.line = r, newTimeline() }
@@ -100,9 +101,13 @@ func (f *fold) time(e *record.Entry) {
 			return
 		}
 		found = append(found, f.clock.Evidence(&evidence)...)
+		found = append(found, f.past.started(e.Index, &evidence)...)
 		if used, ok := f.clock.Policy(); ok && used != f.state.Policy.Clock {
 			found = append(found, clock.Finding{Rule: clock.RulePolicy, Field: "policy", Expected: fmt.Sprintf("%+v", f.state.Policy.Clock), Found: fmt.Sprintf("%+v", used)})
 		}
+	}
+	if s := e.Stamp; len(found) == 0 && s.HasEstimate && (s.State == clock.Synced || s.State == clock.Holdover) {
+		f.past = past{s.Earliest(), e.Index}
 	}
 	for _, x := range found {
 		field := ""
@@ -111,6 +116,26 @@ func (f *fold) time(e *record.Entry) {
 		}
 		f.r.find(Finding{Rule: timeRule(x.Rule), Index: at(e.Index), Expected: field + x.Expected, Found: fmt.Sprintf("%.300s", x.Found)})
 	}
+}
+
+// past is what a daemon that starts must know of the time from the log.
+type past struct {
+	until int64  // UTC had come to here, ns
+	at    uint64 // by this entry
+}
+
+// started checks that a clock which starts goes on from there, and so cannot date what follows before what is there already.
+func (p *past) started(index uint64, e *clock.Evidence) []clock.Finding {
+	t := e.Transition
+	if t == nil || t.Reason != clock.ReasonStart {
+		return nil
+	}
+	was := *p
+	*p = past{t.NotBefore, index}
+	if t.NotBefore < was.until && index-was.at <= clock.LearnBack {
+		return []clock.Finding{{Rule: clock.RuleOrder, Field: "transition.not_before", Expected: fmt.Sprintf("at least %d", was.until), Found: fmt.Sprint(t.NotBefore)}}
+	}
+	return nil
 }
 
 // errNoRoot says that a root cannot be computed, for want of hashes.

@@ -51,7 +51,7 @@ var ownRules = []Rule{
 	{"governance.role", ClaimGovernance, "An event came from a user who had no right to append: the entry is forged, or the appliance let it in wrongly."},
 
 	{"time.evidence", ClaimTime, "A record of the clock is malformed, or comes before any start of the clock: it was not made by the log's software."},
-	{"time.order", ClaimTime, "Rounds of measurement or epochs of the clock are not in order: records of the clock were moved, removed or forged."},
+	{"time.order", ClaimTime, "Rounds of measurement, epochs of the clock or the times of entries are not in order: entries or records of the clock were moved, removed, forged or dated back."},
 	{"time.round", ClaimTime, "What a round of measurement claims does not follow from its samples: its offset or bound is made up."},
 	{"time.state", ClaimTime, "A change of the clock's state does not follow from what came before: it was invented, or a record of the clock was removed."},
 	{"time.missing", ClaimTime, "The entry names a round of measurement that is not before it in the log: its time rests on nothing."},

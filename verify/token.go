@@ -14,7 +14,7 @@ func (f *fold) token(e *record.Entry) {
 		f.r.find(Finding{Rule: "entry.body", Index: at(e.Index), Expected: "a body of kind token", Found: fmt.Sprintf("%.300s", err.Error())})
 		return
 	}
-	if found := f.clock.Stamp(t.Reading, nil); len(found) > 0 {
+	if found := f.clock.Reading(t.Reading); len(found) > 0 {
 		x := found[0]
 		f.r.find(Finding{Rule: "time.token", Index: at(e.Index), Expected: "body." + x.Field + " " + x.Expected, Found: fmt.Sprintf("%.300s", x.Found)})
 	} else if err := t.Agrees(e.Stamp); err != nil {

@@ -77,11 +77,11 @@ func newMonitor(cfg Config, machine machine) *Monitor {
 
 // Now stamps what happens now. It is safe for concurrent use.
 func (m *Monitor) Now() clock.Stamp {
-	e := m.published.Load()
+	e, w := m.published.Load(), m.watched.Load()
 	r := m.machine.Stamp()
 	s := e.At(r)
-	if w := m.watched.Load(); w != 0 && r.Raw-w > int64(watchEvery+pauseAfter) {
-		// The machine stood still, and the watch has yet to find out why.
+	if w != 0 && (r.Raw < w || r.Raw-w > int64(watchEvery+pauseAfter)) {
+		// The machine stood still, or is another one, and the watch has yet to find out why.
 		return clock.Stamp{Sys: r.Real, Epoch: s.Epoch, State: clock.Disrupted}
 	}
 	return s

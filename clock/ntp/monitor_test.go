@@ -194,17 +194,19 @@ func TestDisturbancesOfTheTimescale(t *testing.T) {
 	}
 }
 
-// Between a pause and the watch that finds it, nothing is stamped with the old estimate.
-func TestPauseIsSeenBeforeTheWatch(t *testing.T) {
+// Between a pause, or a machine that is another one, and the watch that finds it, nothing is stamped with the old estimate.
+func TestJumpIsSeenBeforeTheWatch(t *testing.T) {
 	t.Parallel()
-	inLab(t, func(t *testing.T, l *lab, m *Monitor, b *logbook) {
-		time.Sleep(100500 * time.Millisecond)
-		wants(t, l, m, clock.Synced)
-		l.set(func() { l.jumped = 60 * sec })
-		if s := m.Now(); s.State != clock.Disrupted || s.HasEstimate {
-			t.Errorf("%+v", s)
-		}
-	})
+	for _, jump := range []int64{60 * sec, -sec} {
+		inLab(t, func(t *testing.T, l *lab, m *Monitor, b *logbook) {
+			time.Sleep(100500 * time.Millisecond)
+			wants(t, l, m, clock.Synced)
+			l.set(func() { l.jumped = jump })
+			if s := m.Now(); s.State != clock.Disrupted || s.HasEstimate {
+				t.Errorf("%d: %+v", jump, s)
+			}
+		})
+	}
 }
 
 // A round that was under way when the clocks were disturbed is worth nothing.

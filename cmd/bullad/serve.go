@@ -96,12 +96,9 @@ func (a *appliance) openMonitor() error {
 	return nil
 }
 
-// learnBack bounds how far back in a log its last stamps are looked for.
-const learnBack = 10_000
-
 // learn shows the end of a log to the clock.
 func learn(r *clock.Resume, l *ledger.Ledger) error {
-	for i := l.Size(); i > 0 && l.Size()-i < learnBack; i-- {
+	for i := l.Size(); i > 0 && l.Size()-i < clock.LearnBack; i-- {
 		b, err := l.Entry(i - 1)
 		if err != nil {
 			return err
