@@ -60,7 +60,7 @@ var Rules = map[Rule]string{
 	RuleCounterName:  "another counter than the enrolled one was certified",
 	RuleCounterBound: "the statement names another attestation of the counter",
 	RulePCRDigest:    "the PCR values are not those that were quoted",
-	RulePCRSelection: "the seal PCR is not among the quoted ones, or the values are of others",
+	RulePCRSelection: "the seal PCR or another one that the policy wants is not among the quoted ones, or the values are of others",
 	RulePCRExtend:    "the statement was not extended into the seal PCR as the last step before the quote",
 	RulePCRReplay:    "something that no statement accounts for was extended into the seal PCR: a fork, or another program",
 	RuleOneBoot:      "the machine was reset between the two signatures of one seal",

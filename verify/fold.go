@@ -24,6 +24,7 @@ type fold struct {
 	replay    *attest.Replay // of the seals; nil until the genesis has enrolled a TPM
 	seals     uint64         // seen
 	head      headAt         // what replay asks for
+	wanted    []int          // PCRs that the next seal must quote
 	outline   outline
 	sealAt    map[uint64]uint64 // entries of good seals, by number
 	endorsed  bool              // by an authority that the policy names
@@ -189,6 +190,7 @@ func (f *fold) enacted(before ceremony.State, e *record.Entry) {
 	if e.Kind != record.KindEnactment || f.state.Changed != e.Index {
 		return // or it failed
 	}
+	f.wanted = slices.DeleteFunc(slices.Clone(f.wanted), func(i int) bool { return !slices.Contains(f.state.Policy.Seal.PCRs, i) })
 	body, err := ceremony.ParseEnactment(e.Body)
 	if err != nil {
 		return // it was just applied

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	"bulla/attest"
 	"bulla/ceremony"
@@ -37,7 +38,7 @@ func (f *fold) enrol() {
 	if tpm == nil {
 		return
 	}
-	f.head, f.sealAt = headAt{r: f.r}, map[uint64]uint64{}
+	f.head, f.sealAt, f.wanted = headAt{r: f.r}, map[uint64]uint64{}, f.state.Policy.Seal.PCRs
 	f.judgeEnrolment(tpm)
 	replay, err := attest.NewReplay(*tpm, f.r.origin, f.head.hash)
 	if err != nil {
@@ -64,6 +65,10 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 	if f.head.err != nil {
 		return f.head.err
 	}
+	if len(found) == 0 {
+		found = f.unquoted(e.Body)
+	}
+	f.wanted = f.state.Policy.Seal.PCRs
 	good := true
 	for _, x := range found {
 		if x.Rule == attest.RuleHead && f.head.unknown {
@@ -83,6 +88,23 @@ func (f *fold) seal(ctx context.Context, e *record.Entry) error {
 		f.r.covered(f.sealed, ClaimSeals, ClaimRollback)
 	}
 	return nil
+}
+
+// unquoted finds PCRs that the policy wants quoted and a seal has not. A seal that was made before a change of the policy may come behind
+// it, so what counts is what all policies since the last seal want.
+func (f *fold) unquoted(body []byte) []attest.Finding {
+	s, err := attest.ParseSeal(body)
+	if err != nil {
+		return nil // it was just checked
+	}
+	var quoted []int
+	for _, p := range s.PCRs {
+		quoted = append(quoted, p.Index)
+	}
+	if !slices.ContainsFunc(f.wanted, func(i int) bool { return !slices.Contains(quoted, i) }) {
+		return nil
+	}
+	return []attest.Finding{{Rule: attest.RulePCRSelection, Expected: fmt.Sprintf("%v, as the policy wants", f.wanted), Found: fmt.Sprint(quoted)}}
 }
 
 // closed goes on from a recovery that officers have declared, which closed the log: seals are judged by the TPM as it was found.

@@ -338,6 +338,52 @@ func TestDeclaredRecovery(t *testing.T) {
 	}
 }
 
+// Every seal quotes the PCRs that the policy wants. One that was quoted before officers changed the policy may come behind the change;
+// the next one may not lack any.
+func TestQuotedPCRs(t *testing.T) {
+	t.Parallel()
+	grown := func(t *testing.T, old, now []int) *council {
+		b := repeated(t).enrolled()
+		b.genesis.Seal.PCRs = old
+		c := people(t, b)
+		c.begin()
+		c.approveGenesis("alice", "bob").startClock().measure().events(1)
+		c.follow()
+		p := c.state.Policy
+		p.Seal.PCRs = now
+		document := c.proposing(&ceremony.PolicySet{Clock: p.Clock, Quotas: p.Quotas, Seal: p.Seal, Roles: p.Roles}, same)
+		c.approve(1, document, "bob")
+		c.enact(document)
+		return c
+	}
+	for _, x := range []struct {
+		about    string
+		old, now []int
+		seals    int // each quotes PCRs 0 and that of the seals
+		found    []int
+	}{
+		{"all that is wanted", []int{0, sealPCR}, []int{0, sealPCR}, 2, nil},
+		{"less is wanted now", []int{0, 7, sealPCR}, []int{0, sealPCR}, 2, nil},
+		{"more is wanted now", []int{0, sealPCR}, []int{0, 7, sealPCR}, 1, nil},
+		{"more was wanted before", []int{0, sealPCR}, []int{0, 7, sealPCR}, 2, []int{1}},
+		{"it was never there", []int{7, sealPCR}, []int{2, 7, sealPCR}, 1, []int{0}},
+	} {
+		t.Run(x.about, func(t *testing.T) {
+			t.Parallel()
+			c := grown(t, x.old, x.now)
+			first := len(c.raw)
+			for range x.seals {
+				c.seal(c.head(c.tree.Size()))
+			}
+			verdict, findings := verify.OutcomeVerified, []string(nil)
+			for _, i := range x.found {
+				verdict, findings = verify.OutcomeTampered, append(findings, fmt.Sprintf("seal.pcr.selection@%d", first+i))
+			}
+			want(t, run(t, c.export(), c.trust()), verdict, findings...)
+		})
+	}
+}
+
 // What the machine says of its TPM when officers declare a recovery must go on from the last seal that is there, and show in the next.
 func TestRecoveryThatDoesNotFit(t *testing.T) {
 	t.Parallel()

@@ -239,6 +239,7 @@ var withMachine = []Mutation{
 		deviates(deviation{quote: func(q *attestation) { q.rest[len(q.rest)-1] ^= 1 }})},
 	{"drop-seal-pcr", "Shows the values of other PCRs than were quoted.", NeedsMachine, found("seal.pcr.selection"),
 		deviates(deviation{values: func(p []attest.PCRValue) []attest.PCRValue { return p[:1:1] }, statement: func(st *attest.Statement) { st.PCR.Index ^= 1 }})},
+	{"quote-less", "Leaves a PCR that the policy wants quoted out of the quote.", NeedsMachine, found("seal.pcr.selection"), quotesLess},
 	{"swap-heads", "Has the counter certified for other heads than the statement names.", NeedsMachine, found("seal.counter.heads"),
 		deviates(deviation{counter: func(a *attestation) { a.extra = bytes.Clone(a.extra); a.extra[0] ^= 1 }})},
 	{"swap-statement", "Has another statement quoted than the one that is shown.", NeedsMachine, found("seal.quote.statement"),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 
 	"bulla/attest"
 	"bulla/ceremony"
@@ -34,6 +35,23 @@ func deviates(d deviation) func(context.Context, *subject) (*trial, error) {
 		}
 		return h.add(e).finish(ctx, &exhibit{name: "the next seal", src: honest}, at(i+1))
 	}
+}
+
+// quotesLess has the next seal leave a PCR out that tells what was booted.
+func quotesLess(ctx context.Context, s *subject) (*trial, error) {
+	if s.enrolled == nil || len(s.governed.Seal.PCRs) < 2 {
+		return nil, inapplicable("the policy wants no PCR quoted but that of the seals")
+	}
+	out := s.governed.Seal.PCRs[0]
+	if out == s.enrolled.PCR {
+		out = s.governed.Seal.PCRs[1]
+	}
+	return deviates(deviation{
+		values: func(p []attest.PCRValue) []attest.PCRValue {
+			return slices.DeleteFunc(p, func(v attest.PCRValue) bool { return v.Index == out })
+		},
+		quote: func(q *attestation) { q.rest[7+out/8] &^= 1 << (out % 8) }, // behind their number, the hash and its size
+	})(ctx, s)
 }
 
 // abandonedWithoutReset has a seal list another one as interrupted, when the machine was not reset.

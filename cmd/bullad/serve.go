@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -144,7 +145,7 @@ func (a *appliance) openSealer(ctx context.Context) error {
 	}
 	cfg := ledger.SealerConfig{
 		Path: filepath.Join(a.cfg.State, sealerFile), Software: attest.Software{Config: a.config, Exe: a.exe},
-		Policy: func() ceremony.SealPolicy { return a.logs[0].State().Policy.Seal },
+		Policy: a.sealPolicy,
 	}
 	switch m, err := a.devices.tpm.Attach(ctx, state.Policy.TPM); {
 	case errors.Is(err, tpm.ErrOtherMachine) && len(state.Policy.Officers) > 0: // they may enrol another
@@ -164,6 +165,19 @@ func (a *appliance) openSealer(ctx context.Context) error {
 	}
 	a.sealer, err = ledger.OpenSealer(cfg)
 	return err
+}
+
+// sealPolicy is the first log's, with the PCRs that any log wants quoted.
+func (a *appliance) sealPolicy() ceremony.SealPolicy {
+	p := a.logs[0].State().Policy.Seal
+	for _, l := range a.logs[1:] {
+		p.PCRs = slices.Concat(p.PCRs, l.State().Policy.Seal.PCRs)
+	}
+	if len(a.logs) > 1 {
+		slices.Sort(p.PCRs)
+		p.PCRs = slices.Compact(p.PCRs)
+	}
+	return p
 }
 
 // activate has the enrolled TPM open an auditor's credential.
