@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -370,8 +371,9 @@ func unfinished(err error) error {
 	return &ledger.Refusal{Code: record.CodeInvalid, Message: "the body did not come to its end: " + err.Error(), Err: err}
 }
 
-// maxReading bounds the answers that are being read from a log at the same time, before they count.
-const maxReading = 8
+// maxReading bounds the answers that are being read from a log at the same time, before they count: half of the processors stay for
+// what is written.
+func maxReading() int { return max(2, runtime.GOMAXPROCS(0)/2) }
 
 // send writes what get reads from the log, which may be much: it counts until it is written.
 func (c *call) send(kind string, get func() ([]byte, error)) error {
