@@ -28,6 +28,7 @@ type startSeal struct {
 	number uint64
 	pcrs   []attest.PCRValue
 	exe    record.Hash // claimed
+	judged bool        // a record of the start was: replaying what was measured costs much, and there is one
 }
 
 // maxDoubtful bounds what is said about starts whose measurements do not agree.
@@ -40,7 +41,7 @@ func (b *boots) seal(body []byte) {
 		return
 	}
 	if st, err := attest.ParseStatement(s.Statement); err == nil && st.Reason == "start" {
-		b.start = &startSeal{st.Number, s.PCRs, st.Software.Exe}
+		b.start = &startSeal{number: st.Number, pcrs: s.PCRs, exe: st.Software.Exe}
 	}
 }
 
@@ -73,6 +74,9 @@ func (b *boots) system(e *record.Entry) {
 	if err != nil || s.Boot == nil {
 		return
 	}
+	if b.start != nil && b.start.number == s.Boot.Seal && b.start.judged {
+		return
+	}
 	b.starts++
 	doubt := func(format string, args ...any) {
 		if len(b.doubtful) == maxDoubtful {
@@ -84,6 +88,7 @@ func (b *boots) system(e *record.Entry) {
 		doubt("the last good seal of a start is not seal %d", s.Boot.Seal)
 		return
 	}
+	b.start.judged = true
 	if want := s.Boot.EventLog; want != nil {
 		if err := b.eventLog(*want); err != nil {
 			doubt("%.200s", err.Error())

@@ -73,6 +73,7 @@ func TestMeasurements(t *testing.T) {
 		{"another kernel list", func(b *builder) { b.chip.boot[10] = record.Hash{9} }, nil, []string{agrees, "the IMA list does not lead to PCR 10"}},
 		{"a blob that is not there", nil, func(b *builder, boot *record.Boot) { boot.EventLog = &record.Hash{5} }, []string{shown, "the boot event log 05000000"}},
 		{"another seal", nil, func(b *builder, boot *record.Boot) { boot.Seal++ }, []string{"the last good seal of a start is not seal 2"}},
+		{"said again", nil, func(b *builder, boot *record.Boot) { b.measured(*boot) }, []string{agrees, shown}},
 		{"no IMA", nil, func(b *builder, boot *record.Boot) { boot.IMA = nil }, []string{agrees, "the hashes in statements are the daemon's own word"}},
 	} {
 		b := newBuilder(t).enrolled().begin().events(2)
