@@ -32,6 +32,7 @@ type fold struct {
 	boots     boots
 	line      timeline
 
+	grouped   *uint64          // the first event whose producer has the role only if through a group that is not recorded
 	permitted *record.Producer // of the last event, if events of it are allowed in this state of governance; nil: to be found out
 	clock     clock.Checker
 	estimated uint64 // entries with an estimate of UTC
@@ -225,6 +226,9 @@ func (f *fold) role(e *record.Entry) bool {
 	}
 	for _, role := range f.state.Policy.Roles {
 		if role.Name == ceremony.Producer && len(role.GIDs) > 0 {
+			if f.grouped == nil {
+				f.grouped = at(e.Index)
+			}
 			return true
 		}
 	}
@@ -299,6 +303,9 @@ func (f *fold) summarize() {
 		}
 	} else if r.headOK {
 		r.miss("there is no genesis that can be read", ClaimGovernance, ClaimTime, ClaimSeals, ClaimRollback)
+	}
+	if f.grouped != nil {
+		r.remark("roles: entry %d, and perhaps others, is of a user whom no role names by uid or primary group; that another of the user's groups gave the right to append is the appliance's own word", *f.grouped)
 	}
 	pinned := r.pinned()
 	g.Trusted = pinned && f.known && !r.claims[ClaimGovernance].violated

@@ -231,3 +231,23 @@ func (c *council) found(t *testing.T, rules, reason string) {
 		t.Errorf("found %s", rep.Findings[0].Found)
 	}
 }
+
+// Which other groups a user was in is not in an entry; so what cannot be checked of a role is said.
+func TestRoleThroughAGroup(t *testing.T) {
+	t.Parallel()
+	b := newBuilder(t)
+	b.genesis.Roles = []ceremony.Role{{Name: ceremony.Producer, GIDs: []uint32{1000}}}
+	b.begin().events(2)
+	said := func() bool {
+		rep := run(t, b.export(), b.policy())
+		want(t, rep, verify.OutcomeVerified)
+		return strings.Contains(strings.Join(rep.Remarks, "\n"), "roles: entry 3, and perhaps others, is of a user whom no role names")
+	}
+	if said() {
+		t.Error("said of a user's primary group")
+	}
+	b.add(record.KindEvent, &record.Producer{UID: 7, GID: 7}, []byte(`{"type":"test.event"}`))
+	if !said() {
+		t.Error("not said of a user whom no role names")
+	}
+}
