@@ -27,7 +27,7 @@ func checkCommand() *cobra.Command {
 		Long: `Try the devices that the configuration names. In each token a throwaway key is made and everything is tried to get it out: a module that
 lets a non-extractable key out is refused. Keys and logs that exist are not touched, and need not exist yet.`,
 		Example: "  bullad check --config /etc/bulla/bullad.toml",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
 			if err != nil {

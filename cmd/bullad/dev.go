@@ -41,7 +41,12 @@ At SIGUSR1 its devices misbehave as DIR/faults.toml says: tpm_off = true; file_s
 on a full disk; [[ntp]] for each time server, with offset = "1h" or silent = true. It prints "faults" when they do. bulla drill
 uses this.`,
 		Example: "  bullad dev --dir dev",
-		Args:    usageArgs(cobra.NoArgs),
+		Args: func(cmd *cobra.Command, given []string) error {
+			if len(given) > 0 {
+				return fmt.Errorf("the directory is named by a flag: bullad dev --dir %s", given[0])
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			abs, err := filepath.Abs(f.dir)
 			if err != nil {

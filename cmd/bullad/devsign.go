@@ -27,7 +27,7 @@ func devSignCommand() *cobra.Command {
 		Long: `Sign the text of a checkpoint, whatever it says, with all keys that sign a dev appliance's log, as somebody would who stole its token and
 PIN. The appliance must not be running. bulla drill uses this.`,
 		Example: "  bullad dev sign --dir stolen < forged > checkpoint",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return devSign(cmd.Context(), dir, log, cmd.InOrStdin(), cmd.OutOrStdout())
 		},

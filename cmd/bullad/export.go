@@ -24,7 +24,7 @@ func exportCommand() *cobra.Command {
 		Long: `Export a log from its file, without the daemon and without its devices: what is in the file, as it is, whatever its state. bullad must not
 be running. Nothing is checked and nothing is repaired: bulla verify judges the result.`,
 		Example: "  bullad export --config /etc/bulla/bullad.toml --log audit --out evidence\n  bullad export --file audit.db --out evidence",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
 				cfg, err := loadConfig(config)

@@ -32,7 +32,7 @@ func initCommand() *cobra.Command {
 		Long: `Make one log from a plan. Everything is checked before a device is touched: the log's file and its key must not exist yet.
 bullad must not be running. The leaf hash that is printed at the end is what auditors trust: keep it elsewhere.`,
 		Example: "  bullad init --config /etc/bulla/bullad.toml --plan genesis.toml --dry-run\n  bullad init --config /etc/bulla/bullad.toml --plan genesis.toml",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
 			if err != nil {
@@ -299,16 +299,6 @@ func flatten(values ...any) (map[string]string, error) {
 		}
 	}
 	return out, nil
-}
-
-// usageArgs makes wrong arguments a usage error.
-func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usagef("%w; use: %s", err, c.UseLine())
-		}
-		return nil
-	}
 }
 
 // must is for what only a mistake in this program can break.

@@ -47,6 +47,15 @@ func run(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	err := execute(ctx, args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bullad: %v%s\n", err, advice(err))
+	}
+	return exitCode(err)
+}
+
+// execute runs the command that the arguments name. What is refused before the command begins is a usage error.
+func execute(ctx context.Context, args []string) error {
 	root := &cobra.Command{
 		Use:           "bullad",
 		Short:         "Signing appliance for audit logs",
@@ -55,14 +64,28 @@ func run(args []string) int {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), tpmPrepareCommand(), sealPINCommand(), tsaRequestCommand(), devCommand())
+	root.AddCommand(serveCommand(), initCommand(), checkCommand(), exportCommand(), tpmPrepareCommand(), sealPINCommand(), tsaRequestCommand(), devCommand(), versionCommand())
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bullad: %v%s\n", err, advice(err))
+	begun := false
+	tell(root, &begun)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !begun {
+		return usagef("%w; see `%s --help`", err, cmd.CommandPath())
 	}
-	return exitCode(err)
+	return err
+}
+
+// tell has begun be set when the command, or one below it, begins.
+func tell(c *cobra.Command, begun *bool) {
+	if do := c.RunE; do != nil {
+		c.RunE = func(cmd *cobra.Command, given []string) error {
+			*begun = true
+			return do(cmd, given)
+		}
+	}
+	for _, below := range c.Commands() {
+		tell(below, begun)
+	}
 }
 
 // usageError marks what the operator must change before trying again.
@@ -136,6 +159,18 @@ func harden() error {
 		return fmt.Errorf("forbidding core dumps: %w", errno)
 	}
 	return nil
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "bullad version %s\n", version())
+			return err
+		},
+	}
 }
 
 // release is the version, set by the linker (make build).

@@ -50,7 +50,7 @@ approved yet, the PIN is needed: give its source.`,
 		Example: `  bullad seal-pin --config /etc/bulla/bullad.toml --pin-source file:/run/pin --generate
   bullad seal-pin --config /etc/bulla/bullad.toml --approve --values after-the-update
   bullad seal-pin --config /etc/bulla/bullad.toml --approve --pin-source fd:3 3</run/pin`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
 			if err != nil {

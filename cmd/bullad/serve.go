@@ -32,7 +32,7 @@ func serveCommand() *cobra.Command {
 		Use:     "serve --config FILE",
 		Short:   "Run the appliance",
 		Example: "  bullad serve --config /etc/bulla/bullad.toml",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
 			if err != nil {

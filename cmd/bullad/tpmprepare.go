@@ -33,7 +33,7 @@ func tpmPrepareCommand() *cobra.Command {
 evidence to the state directory. Nothing is sealed by it until officers have enrolled it: the command that proposes that is printed. --auth is as
 tpm.auth in a genesis plan: a file for officers to take away, or "none".`,
 		Example: "  bullad tpm-prepare --config /etc/bulla/bullad.toml --auth /media/officers/tpm-auth.toml",
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
 			if err != nil {

@@ -187,7 +187,7 @@ func tsaRequestCommand() *cobra.Command {
 		Long: `Print a certificate request (PKCS #10, PEM) for the key that [tsa] names. The key is made in its device if it is not there yet; one that is
 there is used as it is. The request asks for what a TSA's certificate must have: the extended key usage timeStamping alone, and critical.`,
 		Example: `  bullad tsa-request --config /etc/bulla/bullad.toml --name "Example TSA" >tsa.csr`,
-		Args:    usageArgs(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
 			if err != nil {
