@@ -269,8 +269,9 @@ func (f *frameConn) serve(req *api.Request, claimed int) {
 	if !ok {
 		message := fmt.Sprintf("there is no log %q", clip(req.Log))
 		if req.Log == "" {
-			message = "there are several logs, name one: " + strings.Join(f.s.origins(), ", ")
+			message = "there are several logs"
 		}
+		message += ", name one: " + strings.Join(f.s.origins(), ", ")
 		f.s.frames.put(f.caller.UID, claimed)
 		f.s.metrics.answered("", record.CodeInvalid)
 		f.refuse(req.ID, &ledger.Refusal{Code: record.CodeInvalid, Field: "log", Message: message}, f.end)

@@ -205,7 +205,7 @@ func TestBadFrames(t *testing.T) {
 		{"unknown member", `"op":"append","colour":"red","events":[` + good + `]`, "colour", "unknown"},
 		{"no events", `"op":"append"`, "events", "missing"},
 		{"want", `"op":"append","want":"all","events":[` + good + `]`, "want", "receipt or ack"},
-		{"log", `"op":"append","log":"other.example","events":[` + good + `]`, "log", `there is no log "other.example"`},
+		{"log", `"op":"append","log":"other.example","events":[` + good + `]`, "log", `there is no log "other.example", name one: `},
 	} {
 		id++
 		refused(c.about, fmt.Sprintf(`{"id":%d,%s}`, id, c.rest), record.CodeInvalid, c.field, c.why)

@@ -403,10 +403,14 @@ func (s *sender) request(ctx context.Context, want string, events [][]byte) (*ap
 
 // describe is what a user is told of a request that failed for good.
 func (s *sender) describe(batch []pending, err error) error {
+	r := (*api.Refusal)(nil)
+	if errors.As(err, &r) && r.Code == record.CodeInvalid && r.Field == "log" {
+		return usagef("--log: %s", printable(r.Message, 2000))
+	}
 	where := ""
 	if first, last := batch[0].line, batch[len(batch)-1].line; first > 0 {
 		where = fmt.Sprintf("lines %d to %d: ", first, last)
-		if r := (*api.Refusal)(nil); errors.As(err, &r) {
+		if r != nil {
 			if i, ok := eventIndex(r.Field); ok && i < len(batch) {
 				where = fmt.Sprintf("line %d: ", batch[i].line)
 			}

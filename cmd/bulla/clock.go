@@ -32,6 +32,9 @@ what bulla verify finds out.`,
 			if last <= 0 {
 				return usagef("--last must be above 0")
 			}
+			if err := freePlot(plot); err != nil {
+				return err
+			}
 			if len(given) == 1 {
 				return t.clockOfExport(cmd.Context(), given[0], plot, last)
 			}

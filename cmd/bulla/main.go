@@ -86,7 +86,7 @@ outcome unknown; 74 input/output.`,
 	for _, c := range []*cobra.Command{t.getCommand(), t.listCommand(), t.proofCommand(), t.sealCommand(), t.attestCommand(), t.challengeCommand(), t.exportCommand(), t.searchCommand()} {
 		root.AddCommand(t.reads(c))
 	}
-	root.AddCommand(t.appendCommand(), t.statusCommand(), t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand(), t.timelineCommand(), t.ceremonyCommand(), t.drillCommand())
+	root.AddCommand(t.appendCommand(), t.statusCommand(), t.verifyCommand(), t.policyCommand(), t.clockCommand(), t.benchCommand(), t.timelineCommand(), t.ceremonyCommand(), t.drillCommand(), t.versionCommand())
 	return root
 }
 
@@ -162,6 +162,22 @@ func (t *tool) printJSON(v any) error {
 func terminal(w any) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+func (t *tool) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  bulla version",
+		Args:    args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if t.json {
+				return t.printJSON(map[string]string{"version": version()})
+			}
+			_, err := fmt.Fprintf(t.out, "bulla version %s\n", version())
+			return err
+		},
+	}
 }
 
 // release is the version, set by the linker (make build, make release).

@@ -25,6 +25,14 @@ func free(paths ...string) error {
 	return nil
 }
 
+// freePlot is free for a picture, which "-" draws in the terminal.
+func freePlot(path string) error {
+	if path == "-" {
+		return nil
+	}
+	return free(path)
+}
+
 // writeNew writes a file that does not exist yet.
 func writeNew(path string, b []byte) error {
 	err := durable.Create(path, b, 0o644)

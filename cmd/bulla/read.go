@@ -2,99 +2,18 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"bulla/api"
 	"bulla/record"
 )
-
-func (t *tool) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "status",
-		Short:   "Show how the appliance and its logs are doing",
-		Long:    "status shows each log's size, whether it takes events, and with --json its checkpoint, verifier keys and genesis.",
-		Example: "  bulla status\n  bulla status --json | jq -r '.logs[].vkeys[]'",
-		Args:    args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			a, err := t.reach(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if t.json {
-				return t.printJSON(a.status)
-			}
-			return t.printStatus(&a.status)
-		},
-	}
-}
-
-func (t *tool) printStatus(s *api.Status) error {
-	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LOG\tORIGIN\tENTRIES\tEVENTS")
-	for _, l := range s.Logs {
-		state := "taken"
-		if l.Refusing != nil {
-			state = fmt.Sprintf("refused (%s): %s", l.Refusing.Code, l.Refusing.Message)
-		} else if l.LastFault != "" {
-			state = "taken; last fault: " + l.LastFault
-		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", l.Name, l.Origin, l.Size, state)
-	}
-	if s.Machine == nil {
-		return w.Flush()
-	}
-	b, err := json.Marshal(s.Machine)
-	if err != nil {
-		return err
-	}
-	var machine map[string]any
-	if err := json.Unmarshal(b, &machine); err != nil {
-		return err
-	}
-	if c := s.Machine.Clock; c != nil {
-		machine["clock"] = clockLine(c) // bulla clock has the rest
-	}
-	maps.Copy(machine, shown(s.Machine))
-	fmt.Fprintln(w)
-	printTree(w, "", machine)
-	return w.Flush()
-}
-
-// printTree prints nested values, a line each.
-func printTree(w *tabwriter.Writer, prefix string, m map[string]any) {
-	for _, k := range sortedKeys(m) {
-		if inner, ok := m[k].(map[string]any); ok {
-			printTree(w, prefix+k+".", inner)
-			continue
-		}
-		fmt.Fprintf(w, "%s\t%s\n", prefix+k, plain(m[k]))
-	}
-}
-
-// plain is a JSON value as a person writes it.
-func plain(v any) string {
-	switch v := v.(type) {
-	case string:
-		return v
-	case float64:
-		return strconv.FormatFloat(v, 'f', -1, 64)
-	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Sprint(v)
-	}
-	return string(b)
-}
 
 func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))
@@ -165,6 +84,9 @@ func (t *tool) listCommand() *cobra.Command {
 		Example: "  bulla list --from 1000 --limit 20\n  bulla list --kind event --json | jq -r .body.type | sort | uniq -c",
 		Args:    args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkKind(kind); err != nil {
+				return err
+			}
 			a, err := t.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -176,6 +98,15 @@ func (t *tool) listCommand() *cobra.Command {
 	cmd.Flags().Uint64Var(&limit, "limit", 100, "the most entries to print; 0: all")
 	cmd.Flags().StringVar(&kind, "kind", "", "only entries of this kind: event, clock, seal, system, ...")
 	return cmd
+}
+
+// checkKind refuses what no entry can be; "" is any.
+func checkKind(kind string) error {
+	if kind == "" {
+		return nil
+	}
+	_, err := parseQuery(url.Values{"kind": {kind}})
+	return err
 }
 
 func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind record.Kind) error {

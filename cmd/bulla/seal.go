@@ -46,6 +46,9 @@ seals are true is what bulla verify finds out.`,
 			if last < 0 {
 				return usagef("--last must not be below 0")
 			}
+			if err := freePlot(plot); err != nil {
+				return err
+			}
 			h, err := t.sealHistory(cmd.Context(), given, last)
 			if err != nil {
 				return err

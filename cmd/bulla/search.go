@@ -60,12 +60,18 @@ func (f *searchFlags) query(cmd *cobra.Command) (*api.Query, url.Values, error) 
 			values.Set(name, *f.conditions[name])
 		}
 	}
+	q, err := parseQuery(values)
+	return q, values, err
+}
+
+// parseQuery reads conditions that were given by flags of their names.
+func parseQuery(values url.Values) (*api.Query, error) {
 	q, err := api.ParseQuery(values)
 	var field *record.FieldError
 	if errors.As(err, &field) {
-		return nil, nil, usagef("--%s: %q %s", field.Field, values.Get(field.Field), field.Reason)
+		return nil, usagef("--%s: %q %s", field.Field, values.Get(field.Field), field.Reason)
 	}
-	return q, values, err
+	return q, err
 }
 
 // searchRun is one search: what is wanted, and how it is printed.

@@ -181,6 +181,9 @@ func (t *tool) timeline(ctx context.Context, r *timelineRun, paths []string) (er
 		}
 		r.flags.format = "ndjson"
 	}
+	if err := free(r.svg); err != nil {
+		return err
+	}
 	out, err := newPlaceWriter(t.out, r.flags.format)
 	if err != nil {
 		return err
@@ -199,7 +202,7 @@ func (t *tool) timeline(ctx context.Context, r *timelineRun, paths []string) (er
 		}
 		if i := slices.IndexFunc(line.lanes, func(l *lane) bool { return l.s.a.head.Origin == a.head.Origin }); i >= 0 {
 			a.done()
-			return usagef("%s and %s are of the same log, %s: give one of them", line.lanes[i].s.a.path, path, printable(a.head.Origin, 80))
+			return usagef("%s and %s are both of the log %s, so their entries could not be told apart: give one of them", line.lanes[i].s.a.path, path, printable(a.head.Origin, 80))
 		}
 		line.lanes = append(line.lanes, newLane(ctx, t.searchOf(ctx, a, &r.flags, r.query)))
 		line.until = append(line.until, math.MinInt64)

@@ -197,6 +197,9 @@ func TestTimelineForms(t *testing.T) {
 		t.Errorf("%d entries are drawn as not ordered", got)
 	}
 	out.Reset()
+	if code := run([]string{"timeline", a, b, "--svg", svg}, nil, &out, &errOut); code != exitUsage || out.Len() > 0 || !strings.Contains(errOut.String(), "timeline.svg exists") {
+		t.Fatalf("exit %d, %d bytes: %s", code, out.Len(), errOut.String())
+	}
 	if code := run([]string{"timeline", a, b, "--format", "csv", "--limit", "3"}, nil, &out, &errOut); code != exitOK || !strings.Contains(errOut.String(), "more entries than --limit 3") {
 		t.Fatalf("exit %d: %s", code, errOut.String())
 	}
