@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +23,6 @@ import (
 	"bulla/ledger"
 	"bulla/record"
 	softhsmtest "bulla/softhsm-test"
-	"bulla/store"
 )
 
 func devCommand() *cobra.Command {
@@ -145,7 +143,7 @@ func dev(ctx context.Context, f devFlags, out io.Writer) (err error) {
 	if err := t.initialize(ctx, cfg, out); err != nil {
 		return err
 	}
-	if err := t.writePolicy(cfg.Logs[0].File); err != nil {
+	if err := t.writePolicy(cfg.Logs); err != nil {
 		return err
 	}
 	cfg.signDelay = f.delay
@@ -417,35 +415,33 @@ func (t *throwaway) approveLog(ctx context.Context, l *openLog) error {
 	return nil
 }
 
-// writePolicy writes what the auditor trusts: the log's verifier keys and its genesis, as they are on this machine.
-func (t *throwaway) writePolicy(logFile string) error {
-	leaf, err := genesisLeaf(logFile)
-	if err != nil {
-		return err
+// writePolicy writes what the auditor trusts: each log's verifier keys and genesis, as they are on this machine.
+func (t *throwaway) writePolicy(logs []LogConfig) error {
+	text := []byte("# What an auditor trusts of this dev appliance.\n")
+	for _, l := range logs {
+		entry, err := genesisEntry(l.File)
+		if err != nil {
+			return err
+		}
+		state, err := genesisState(entry)
+		if err != nil {
+			return err
+		}
+		vkeys, err := state.VKeys()
+		if err != nil {
+			return err
+		}
+		for _, v := range vkeys {
+			text = fmt.Appendf(text, "log %s\n", v)
+		}
+		of := "" // there is only one
+		if len(logs) > 1 {
+			of = " " + l.Origin
+		}
+		leaf := record.LeafHash(entry)
+		text = fmt.Appendf(text, "genesis %x%s\n", leaf[:], of)
 	}
-	s, err := store.OpenAtRest(logFile)
-	if err != nil {
-		return err
-	}
-	entry, err := s.Entry(0)
-	if err = errors.Join(err, s.Close()); err != nil {
-		return err
-	}
-	state, err := genesisState(entry)
-	if err != nil {
-		return err
-	}
-	vkeys, err := state.VKeys()
-	if err != nil {
-		return err
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "# What an auditor trusts of this dev appliance.\n")
-	for _, v := range vkeys {
-		fmt.Fprintf(&b, "log %s\n", v)
-	}
-	fmt.Fprintf(&b, "genesis %s\nquorum none\n", hex.EncodeToString(leaf[:]))
-	return os.WriteFile(t.path("auditor.policy"), []byte(b.String()), 0o600)
+	return os.WriteFile(t.path("auditor.policy"), append(text, "quorum none\n"...), 0o600)
 }
 
 // close ends the devices.

@@ -133,15 +133,21 @@ func printGenesis(lc LogConfig, out io.Writer) error {
 
 // genesisLeaf reads back what auditors trust.
 func genesisLeaf(path string) (record.Hash, error) {
-	s, err := store.OpenAtRest(path)
+	entry, err := genesisEntry(path)
 	if err != nil {
 		return record.Hash{}, err
 	}
-	entry, err := s.Entry(0)
-	if err = errors.Join(err, s.Close()); err != nil {
-		return record.Hash{}, err
-	}
 	return record.LeafHash(entry), nil
+}
+
+// genesisEntry is entry 0 of a log that no daemon has open.
+func genesisEntry(path string) ([]byte, error) {
+	s, err := store.OpenAtRest(path)
+	if err != nil {
+		return nil, err
+	}
+	entry, err := s.Entry(0)
+	return entry, errors.Join(err, s.Close())
 }
 
 // genesisState is the governance that entry 0 establishes.
