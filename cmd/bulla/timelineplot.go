@@ -72,7 +72,9 @@ func timelineSVG(line *timeline, entries []drawn) []byte {
 	p.F(`<rect x="%.1f" y="38" width="14" height="11" fill="%s" fill-opacity="0.5"/>`, plotLeft, svg.Line)
 	p.Text(plotLeft+20, 48, "start", 12, "received within; in proven order")
 	p.F(`<rect x="%.1f" y="38" width="14" height="11" fill="url(#h)"/>`, plotLeft+260)
-	p.Text(plotLeft+280, 48, "start", 12, "overlaps an entry of another log: order not known")
+	p.Text(plotLeft+280, 48, "start", 12, "hatched: overlaps an entry of another log, order not known")
+	p.Line(plotLeft+657, 36, plotLeft+657, 51, `stroke="#222" stroke-width="0.8"`)
+	p.Text(plotLeft+667, 48, "start", 12, "best estimate")
 	for i, l := range line.lanes {
 		y := laneTop + laneHeight*float64(i)
 		p.F(`<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="none" stroke="#ccc"/>`, plotLeft, y, plotRight-plotLeft, laneHeight)
