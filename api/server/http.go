@@ -371,9 +371,10 @@ func unfinished(err error) error {
 	return &ledger.Refusal{Code: record.CodeInvalid, Message: "the body did not come to its end: " + err.Error(), Err: err}
 }
 
-// maxReading bounds the answers that are being read from a log at the same time, before they count: half of the processors stay for
-// what is written.
-func maxReading() int { return max(2, runtime.GOMAXPROCS(0)/2) }
+// Readers is how many answers are read from logs at the same time; half of the processors stay for what is written. What is not in
+// memory is read by page faults, during which a reader keeps one of Go's processors from everybody else: a process that serves needs
+// so many more of them than the machine has.
+func Readers() int { return max(2, runtime.NumCPU()/2) }
 
 // send writes what get reads from the log, which may be much: it counts until it is written.
 func (c *call) send(kind string, get func() ([]byte, error)) error {

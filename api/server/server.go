@@ -148,7 +148,7 @@ func serve(ctx context.Context, cfg Config, lim limits) error {
 
 func newServer(ctx context.Context, cfg Config, lim limits) (s *server, stop func()) {
 	s = &server{
-		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, maxReading()), searching: make(chan struct{}, 1),
+		cfg: cfg, limits: lim, frames: newBudget(lim), http: newBudget(lim), reading: make(chan struct{}, Readers()), searching: make(chan struct{}, 1),
 		turned: make(chan struct{}, maxTurned), jobs: make(chan job), over: make(chan struct{}),
 		seals: bucket{burst: sealBurst, every: sealEvery}, ceremonies: bucket{burst: ceremonyBurst, every: ceremonyEvery},
 	}

@@ -9,11 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"bulla/api/server"
 	"bulla/hsm"
 	"bulla/ledger"
 	"bulla/store"
@@ -41,6 +43,9 @@ func run(args []string) int {
 	syscall.Umask(0o077)
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + server.Readers())
+	}
 	if err := harden(); err != nil {
 		fmt.Fprintln(os.Stderr, "bullad:", err)
 		return exitSoftware
