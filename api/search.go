@@ -89,7 +89,7 @@ func (q *Query) set(name, value string) (err error) {
 	case "type":
 		if q.Type, q.Below = strings.CutSuffix(value, "*"); q.Below {
 			if !strings.HasSuffix(q.Type, ".") || len(q.Type) == 1 {
-				return fmt.Errorf("write a whole type, as auth.login, or all that begin alike, as auth.*")
+				return fmt.Errorf("must be a whole type, as auth.login, or all that begin alike, as auth.*")
 			}
 			return q.needOpen("type", q.Type)
 		}

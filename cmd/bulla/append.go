@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -212,6 +213,9 @@ func (n *numbering) event(l line) (pending, error) {
 		return n.plain(l)
 	}
 	body, key, err := record.CanonicalEvent(l.text)
+	if err != nil && !bytes.HasPrefix(bytes.TrimSpace(l.text), []byte("{")) {
+		return pending{}, usagef("line %d is no JSON object: for lines of plain text add --lines --type T", l.number)
+	}
 	if err != nil {
 		return pending{}, usagef("line %d: %w", l.number, err)
 	}

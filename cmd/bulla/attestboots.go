@@ -137,6 +137,10 @@ func (t *tool) printBoots(b *bootList) error {
 	if t.json {
 		return t.printJSON(b.starts)
 	}
+	if len(b.starts) == 0 {
+		t.note("the log holds nothing of what was measured while the machine started")
+		return nil
+	}
 	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ENTRY\tTIME\tSEAL\tLIST\tSHA-256\tTHE DAEMON SAYS")
 	for _, s := range b.starts {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,9 @@ An export kept elsewhere anchors everything in it: history that was exported can
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
 				return usagef("--out: name a directory that does not exist yet")
+			}
+			if strings.HasSuffix(out, ".tar") {
+				return usagef("--out: an export is a directory: leave .tar out of its name, and make a tar file of it afterwards")
 			}
 			a, err := t.connect(cmd.Context())
 			if err != nil {

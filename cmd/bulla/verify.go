@@ -200,7 +200,7 @@ func openEvidence(ctx context.Context, path string) (src verify.Source, done fun
 	}
 	tar, err := verify.OpenTar(ctx, f, info.Size())
 	if err != nil {
-		return nil, nil, coded(exitUsage, errors.Join(fmt.Errorf("%s: neither a directory nor a plain tar file (unpack a compressed one first): %w", path, err), f.Close()))
+		return nil, nil, coded(exitUsage, errors.Join(fmt.Errorf("%s: neither a directory nor a plain tar file (unpack a compressed one first; a receipt goes behind --receipt): %w", path, err), f.Close()))
 	}
 	return tar, func() { _ = f.Close() }, nil
 }
