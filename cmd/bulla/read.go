@@ -109,12 +109,13 @@ func checkKind(kind string) error {
 	return err
 }
 
-func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind record.Kind) error {
-	filter := ""
+func (t *tool) list(ctx context.Context, a *appliance, start, limit uint64, kind record.Kind) error {
+	from, filter := start, ""
 	if kind != "" && kind != record.KindEvent { // the appliance lists what is rare
 		filter = "&kind=" + url.QueryEscape(string(kind))
 	}
-	for printed := uint64(0); limit == 0 || printed < limit; {
+	printed := uint64(0)
+	for limit == 0 || printed < limit {
 		page := uint64(1000)
 		if kind != record.KindEvent && limit > 0 {
 			page = min(page, limit-printed)
@@ -141,6 +142,9 @@ func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind 
 			}
 		}
 		if p.Next == nil {
+			if printed == 0 && !t.json {
+				t.note("no entry%s among the %d of %s", sought(kind, start), a.log.Size, printable(a.log.Origin, 80))
+			}
 			return nil
 		}
 		if from = *p.Next; limit > 0 && printed == limit {
@@ -148,6 +152,17 @@ func (t *tool) list(ctx context.Context, a *appliance, from, limit uint64, kind 
 		}
 	}
 	return nil
+}
+
+// sought says which entries a list is of.
+func sought(kind record.Kind, from uint64) (s string) {
+	if kind != "" {
+		s = " of kind " + string(kind)
+	}
+	if from > 0 {
+		s += fmt.Sprintf(" from %d on", from)
+	}
+	return s
 }
 
 func (t *tool) printEntry(e *record.Entry, b []byte) error {

@@ -85,7 +85,8 @@ type searchRun struct {
 
 	out     hitWriter
 	printed uint64
-	more    bool // than the limit
+	anytime uint64 // of these, have no estimate of UTC
+	more    bool   // than the limit
 	served  *appliance
 	summary searchSummary
 }
@@ -184,6 +185,9 @@ func (t *tool) take(ctx context.Context, s *searchRun, h *hit) error {
 		return errEnough
 	}
 	s.printed++
+	if !h.entry.Stamp.HasEstimate {
+		s.anytime++
+	}
 	var receipt []byte
 	if s.proof || s.receipts != "" {
 		r, err := s.receipt(ctx, h)
@@ -347,6 +351,9 @@ func (t *tool) finishSearch(s *searchRun, err error) error {
 	}
 	if s.printed == 0 && !t.json {
 		t.note("nothing found among the %d entries of %s", s.summary.Size, printable(s.summary.Log, 80))
+	}
+	if s.anytime > 0 && (s.query.Since != nil || s.query.Until != nil) && !t.json {
+		t.note("%d of %d results have no estimate of UTC: they may have been received at any time", s.anytime, s.printed)
 	}
 	if s.more {
 		t.note("there are more results than --limit %d", s.limit)

@@ -132,6 +132,14 @@ func (t *timeline) next() (*place, order, error) {
 	return &p, order{Group: t.group, Ordered: known && after}, nil
 }
 
+// size is how many entries the logs have.
+func (t *timeline) size() (n uint64) {
+	for _, l := range t.lanes {
+		n += l.s.a.head.Size
+	}
+	return n
+}
+
 // timelineRun is a timeline being printed.
 type timelineRun struct {
 	flags searchFlags
@@ -229,8 +237,14 @@ func (t *tool) merge(line *timeline, out placeWriter, r *timelineRun) (picture [
 	}
 	for n := uint64(0); ; n++ {
 		p, o, err := line.next()
-		if err != nil || p == nil {
+		if err != nil {
 			return picture, err
+		}
+		if p == nil {
+			if n == 0 && !t.json {
+				t.note("nothing found among the %d entries", line.size())
+			}
+			return picture, nil
 		}
 		if r.limit > 0 && n == r.limit {
 			t.note("there are more entries than --limit %d", r.limit)
