@@ -11,13 +11,13 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"bulla/api"
 	"bulla/attest"
-	"bulla/ceremony"
 	"bulla/internal/durable"
 	"bulla/record"
 	"bulla/verify"
@@ -27,8 +27,8 @@ func (t *tool) attestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "attest",
 		Short: "Find out whether seals are by a genuine TPM, and what it measured",
-		Long: `Seals are signed by a TPM's attestation key. Its genesis says that the key is held by the TPM whose endorsement key the maker certified;
-credential activation proves it:
+		Long: `Seals are signed by a TPM's attestation key. The log says, in its genesis or in the ceremony that enrolled another TPM since, that the key is
+held by the TPM whose endorsement key the maker certified; credential activation proves it:
 
   challenge-new     the auditor, anywhere, makes a credential that only that TPM can open
   activate          the appliance has its TPM open it, and records what came of it in its logs
@@ -84,8 +84,11 @@ func (t *tool) challengeNewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "challenge-new [DIR]",
 		Short: "Make a credential that only the enrolled TPM can open",
-		Long: `challenge-new reads the TPM's enrolment from the genesis in DIR, an export, or of a running appliance; checks that the maker certifies its
-endorsement key; and writes a challenge. Keep the challenge: the answer is judged by it. It holds no secret that you could lose.`,
+		Long: `challenge-new reads the enrolment of the TPM in force from the log in DIR, an export, or of a running appliance: from the genesis on it
+follows what officers changed. It checks that the maker certifies the TPM's endorsement key, and writes a challenge. Keep the challenge: the
+answer is judged by it. It holds no secret that you could lose.
+
+A policy with a genesis makes sure that it is that log. If its ak lines name an old TPM, that is said, and the challenge is made for the new one.`,
 		Example: "  bulla attest challenge-new evidence --ek-roots tpm-makers.pem --out challenge.json",
 		Args:    args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -93,10 +96,11 @@ endorsement key; and writes a challenge. Keep the challenge: the answer is judge
 			if err != nil {
 				return err
 			}
-			e, err := t.enrolment(cmd.Context(), given, p)
+			g, err := t.inForce(cmd.Context(), given, p)
 			if err != nil {
 				return err
 			}
+			e := g.state.Policy.TPM
 			c, err := attest.NewCredentialChallenge(e)
 			if err != nil {
 				return coded(exitNotCheckable, err)
@@ -167,10 +171,11 @@ func (t *tool) challengeCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "challenge-check CHALLENGE ANSWER [DIR]",
 		Short: "Judge the answer to a challenge",
-		Long: `challenge-check needs the challenge as its maker kept it, the answer, and the enrolment that the challenge was made for: from DIR, an
-export, or of a running appliance. It prints the ak line for your policy: seals by that key are then this TPM's, whatever a genesis says.
+		Long: `challenge-check needs the challenge as its maker kept it, the answer, and the enrolment that the challenge was made for: the one in force in
+the log in DIR, an export, or of a running appliance. It prints the ak line for your policy: seals by that key are then this TPM's, whatever
+the log says.
 
-Exit codes: 0 the TPM holds both keys; 1 it does not, or the answer was changed; 2 it cannot be told.`,
+Exit codes: 0 the TPM holds both keys; 1 it does not, or the answer was changed; 2 it cannot be told, as when the TPM was replaced since.`,
 		Example: "  bulla attest challenge-check challenge.json answer.json evidence --ek-roots tpm-makers.pem",
 		Args:    args(cobra.RangeArgs(2, 3)),
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -189,11 +194,11 @@ Exit codes: 0 the TPM holds both keys; 1 it does not, or the answer was changed;
 			if b, err = readDocument(given[1]); err != nil {
 				return err
 			}
-			e, err := t.enrolment(cmd.Context(), given[2:], p)
+			g, err := t.inForce(cmd.Context(), given[2:], p)
 			if err != nil {
 				return err
 			}
-			return t.challengeCheck(c, b, e)
+			return t.challengeCheck(c, b, g)
 		},
 	}
 	trust.flags(cmd)
@@ -208,9 +213,14 @@ type activation struct {
 	Model        string `json:"model,omitempty"`
 }
 
-// challengeCheck judges an answer to a challenge that was made for an enrolment whose endorsement key is certified.
-func (t *tool) challengeCheck(c *attest.CredentialChallenge, answer []byte, e *attest.Enrolment) error {
-	if err := c.Names(e); err != nil {
+// challengeCheck judges an answer to a challenge that was made for the TPM in force, whose endorsement key is certified.
+func (t *tool) challengeCheck(c *attest.CredentialChallenge, answer []byte, g *governance) error {
+	e := g.state.Policy.TPM
+	err := c.Names(e)
+	if err != nil && slices.ContainsFunc(g.tpms, func(old enrolled) bool { return c.Names(old.tpm) == nil }) {
+		return coded(exitNotCheckable, fmt.Errorf("the challenge was made for a TPM that officers replaced, by entry %d: make one for the new TPM, with bulla attest challenge-new", g.tpms[len(g.tpms)-1].entry))
+	}
+	if err != nil {
 		return coded(exitTampered, fmt.Errorf("the log's TPM is not the one that the challenge was made for: %w", err))
 	}
 	a, err := attest.ParseActivation(answer)
@@ -227,73 +237,64 @@ func (t *tool) challengeCheck(c *attest.CredentialChallenge, answer []byte, e *a
 	return err
 }
 
-// enrolment is the TPM's, from the genesis in an export or of a running appliance; what the policy says is held against it.
-func (t *tool) enrolment(ctx context.Context, dir []string, p *verify.Policy) (*attest.Enrolment, error) {
-	entry, err := t.genesisEntry(ctx, dir)
+// inForce is what governs a log, from an export or of a running appliance, whose TPM in force the policy's authorities certify. Where the policy
+// has the genesis, that says who may replace keys and TPM; else the keys that the policy has must be in force.
+func (t *tool) inForce(ctx context.Context, dir []string, p *verify.Policy) (*governance, error) {
+	var g *governance
+	var err error
+	if len(dir) > 0 {
+		g, err = t.exported(ctx, dir[0])
+	} else {
+		var a *appliance
+		if a, err = t.connect(ctx); err == nil {
+			g, err = a.governance(ctx)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	e, err := record.ParseEntry(entry)
-	if err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the genesis: %w", err))
+	defer g.done()
+	e, err := g.tpm()
+	if err == nil {
+		err = g.pinned(p)
 	}
-	leaf := record.LeafHash(entry)
-	if want, pinned := p.Genesis[e.Log]; pinned && want != leaf {
-		return nil, coded(exitTampered, fmt.Errorf("the genesis of %s has the hash %x, the policy says %x", e.Log, leaf[:], want[:]))
+	if err == nil {
+		err = g.signedFor(p)
 	}
-	state, err := ceremony.State{}.Apply(e, leaf)
-	if err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the genesis: %w", err))
-	}
-	tpm := state.Policy.TPM
-	if tpm == nil {
-		return nil, coded(exitNotCheckable, fmt.Errorf("log %s has no TPM enrolled", e.Log))
-	}
-	if err := p.Endorses(tpm); err != nil {
-		return nil, coded(exitTampered, fmt.Errorf("the TPM's endorsement key is not certified by those that you trust: %w", err))
-	}
-	if !p.PinsAK(tpm) {
-		return nil, coded(exitTampered, fmt.Errorf("the log's attestation key %x is not one of the policy's ak lines", tpm.AKName))
-	}
-	return tpm, nil
-}
-
-// genesisEntry reads entry 0 of an export, or of the appliance's log.
-func (t *tool) genesisEntry(ctx context.Context, dir []string) ([]byte, error) {
-	if len(dir) == 0 {
-		a, err := t.connect(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return a.entry(ctx, 0)
-	}
-	src, err := verify.OpenDir(dir[0])
-	if err != nil {
-		return nil, usagef("%w", err)
-	}
-	entry, err := exportedGenesis(ctx, src)
-	if err = errors.Join(err, src.Close()); err != nil {
-		return nil, coded(exitNotCheckable, fmt.Errorf("%s: %w", dir[0], err))
-	}
-	return entry, nil
-}
-
-// exportedGenesis reads entry 0 of an export.
-func exportedGenesis(ctx context.Context, src verify.Source) (entry []byte, err error) {
-	size, err := exportedSize(ctx, src)
 	if err != nil {
 		return nil, err
 	}
-	err = bundle(ctx, src, size, 0, func(e *record.Entry) error {
-		if e.Index == 0 {
-			entry, err = e.Append(nil)
-		}
+	known := genesisOf(p, g.state.Policy.Origin) != nil
+	if err := g.endorsed(p, e, known); err != nil {
+		return nil, err
+	}
+	err = g.pinnedAK(p, known)
+	if errors.Is(err, errAnotherTPM) { // whether it is right is what a challenge finds out
+		_, err = fmt.Fprintf(t.err, "bulla: %v\n", err)
+	}
+	return g, err
+}
+
+// signedFor checks that keys which a policy says the log has, and which governance does not know, signed the log's head.
+func (g *governance) signedFor(p *verify.Policy) error {
+	vkeys, err := logKeys(p, &g.state)
+	if err != nil {
 		return err
-	}, "")
-	if err == nil && entry == nil {
-		err = errors.New("the export has no first entry")
 	}
-	return entry, err
+	known := g.state.History()
+	for _, vkey := range vkeys {
+		if slices.Contains(known, vkey) {
+			continue
+		}
+		v, err := record.NewVerifier(vkey)
+		if err == nil {
+			_, _, err = record.OpenCheckpoint(g.signed, v)
+		}
+		if err != nil {
+			return coded(exitTampered, fmt.Errorf("the log's head is not signed by the policy's key %.100s: %w", vkey, err))
+		}
+	}
+	return nil
 }
 
 // exportedSize is the size of the log that an export is of.

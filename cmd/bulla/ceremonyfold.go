@@ -11,6 +11,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"bulla/api"
+	"bulla/attest"
 	"bulla/ceremony"
 	"bulla/record"
 	"bulla/verify"
@@ -21,10 +22,18 @@ type governance struct {
 	chronicle *ceremony.Chronicle
 	state     ceremony.State // after all that the log's head covers, and what waits outside it
 	head      ceremony.Head
+	signed    []byte              // the head, as it is signed
+	tpms      []enrolled          // that seal or sealed the log, oldest first
 	tree      *servedTree         // under the head
 	waiting   []*ceremony.Pending // recoveries that wait outside the log
 	remark    string              // why something that waits cannot be taken; "": all can
 	done      func()              // closes the export; earlier roots are read from it until then
+}
+
+// enrolled is a TPM as an entry enrolled it.
+type enrolled struct {
+	tpm   *attest.Enrolment
+	entry uint64 // 0: the genesis
 }
 
 // govern reads what governs: from an appliance, or from the export that is named, without one. The caller calls done.
@@ -34,7 +43,7 @@ func (o *officer) govern(ctx context.Context) (*governance, *appliance, error) {
 		return nil, nil, err
 	}
 	if o.export != "" {
-		g, err := o.exported(ctx)
+		g, err := o.exported(ctx, o.export)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -108,15 +117,15 @@ func (a *appliance) governance(ctx context.Context) (*governance, error) {
 }
 
 // exported reads the entries that govern from an export.
-func (o *officer) exported(ctx context.Context) (*governance, error) {
-	a, err := openArchive(ctx, o.export)
+func (t *tool) exported(ctx context.Context, path string) (*governance, error) {
+	a, err := openArchive(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	g, err := governed(ctx, a.src, a.signed, func(take func(entry []byte) error) error { return a.governing(ctx, o.progress("reading"), take) })
+	g, err := governed(ctx, a.src, a.signed, func(take func(entry []byte) error) error { return a.governing(ctx, t.progress("reading"), take) })
 	if err != nil {
 		a.done()
-		return nil, fmt.Errorf("%s: %w", o.export, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	g.done = a.done
 	return g, nil
@@ -164,7 +173,7 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		return nil, coded(exitTampered, fmt.Errorf("the log's head: %w", err))
 	}
 	tree := &servedTree{ctx: ctx, src: src, head: head, tiles: map[tlog.Tile][]byte{}}
-	g := &governance{done: func() {}, chronicle: ceremony.NewChronicle(tree.root), head: ceremony.Head{Root: head.Root, Size: head.Size}, tree: tree}
+	g := &governance{done: func() {}, chronicle: ceremony.NewChronicle(tree.root), head: ceremony.Head{Root: head.Root, Size: head.Size}, signed: signed, tree: tree}
 	var indexes []int64
 	var leaves []record.Hash
 	err = entries(func(b []byte) error {
@@ -180,7 +189,11 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		}
 		leaf := record.LeafHash(b)
 		indexes, leaves = append(indexes, tlog.StoredHashIndex(0, int64(e.Index))), append(leaves, leaf)
-		return g.chronicle.Add(e, leaf)
+		if err := g.chronicle.Add(e, leaf); err != nil {
+			return err
+		}
+		g.noteTPM(e.Index)
+		return nil
 	})
 	if err == nil && len(leaves) == 0 {
 		err = errors.New("there is no genesis")
@@ -197,6 +210,14 @@ func governed(ctx context.Context, src verify.Source, signed []byte, entries fun
 		err = coded(exitTampered, fmt.Errorf("what governs the log does not hold: %w", err))
 	}
 	return g, err
+}
+
+// noteTPM notes a TPM that an entry put in the place of another.
+func (g *governance) noteTPM(entry uint64) {
+	tpm := g.chronicle.State().Policy.TPM
+	if n := len(g.tpms); tpm != nil && (n == 0 || !bytes.Equal(g.tpms[n-1].tpm.AKName, tpm.AKName)) {
+		g.tpms = append(g.tpms, enrolled{tpm, entry})
+	}
 }
 
 // toNewest has the chronicle know the time of the log's newest entry, which says what has expired.

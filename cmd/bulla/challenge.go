@@ -200,25 +200,58 @@ func (a *appliance) trusted(ctx context.Context, p *verify.Policy, pin *record.H
 // trustedTPM holds the TPM in force against a policy. Who trusts the genesis leaves it to its officers to replace a TPM: what the policy does not
 // know of one that they enrolled is missing, not wrong.
 func (g *governance) trustedTPM(p *verify.Policy, known bool) error {
-	tpm, origin := g.state.Policy.TPM, g.state.Policy.Origin
-	code := exitTampered
-	if known && slices.ContainsFunc(g.chronicle.Ceremonies(), func(c ceremony.Ceremony) bool { return c.Enacted && c.Action == ceremony.ActionTPMEnrol }) {
-		code = exitNotCheckable
+	tpm, err := g.tpm()
+	if err == nil {
+		err = g.pinnedAK(p, known)
 	}
+	if err != nil {
+		return err
+	}
+	if !known && len(p.AKs) == 0 {
+		return coded(exitNotCheckable, fmt.Errorf("nothing pins the TPM's attestation key: give --genesis HEX, or --policy FILE with a genesis of %s or an ak line", g.state.Policy.Origin))
+	}
+	return g.endorsed(p, tpm, known)
+}
+
+// tpm is the TPM in force.
+func (g *governance) tpm() (*enrolled, error) {
+	if len(g.tpms) == 0 {
+		return nil, coded(exitNotCheckable, fmt.Errorf("log %s has no TPM enrolled", g.state.Policy.Origin))
+	}
+	return &g.tpms[len(g.tpms)-1], nil
+}
+
+// pinnedAK holds the attestation key in force against a policy's ak lines.
+func (g *governance) pinnedAK(p *verify.Policy, known bool) error {
+	last := g.tpms[len(g.tpms)-1]
+	if p.PinsAK(last.tpm) {
+		return nil
+	}
+	old := slices.ContainsFunc(g.tpms, func(e enrolled) bool { return p.PinsAK(e.tpm) })
 	switch {
-	case tpm == nil:
-		return coded(exitNotCheckable, fmt.Errorf("log %s has no TPM enrolled", origin))
-	case !p.PinsAK(tpm) && code == exitNotCheckable:
-		return coded(code, fmt.Errorf("the officers enrolled another TPM, whose attestation key is not one of the policy's ak lines; if it is right, add the line: ak %x", tpm.AKName))
-	case !p.PinsAK(tpm):
-		return coded(code, fmt.Errorf("the log's attestation key %x is not one of the policy's ak lines", tpm.AKName))
-	case !known && len(p.AKs) == 0:
-		return coded(exitNotCheckable, fmt.Errorf("nothing pins the TPM's attestation key: give --genesis HEX, or --policy FILE with a genesis of %s or an ak line", origin))
+	case !known && old:
+		return coded(exitNotCheckable, fmt.Errorf("the policy's ak line names a TPM that the log says officers replaced, by entry %d, and the policy has no genesis of %s to trust that from", last.entry, g.state.Policy.Origin))
+	case !known || last.entry == 0:
+		return coded(exitTampered, fmt.Errorf("the log's attestation key %x is not one of the policy's ak lines", last.tpm.AKName))
+	case old:
+		return coded(exitNotCheckable, fmt.Errorf("%w, by entry %d: the policy's ak line names an old one; if it is right, add the line: ak %x", errAnotherTPM, last.entry, last.tpm.AKName))
 	}
-	if err := p.Endorses(tpm); err != nil {
-		return coded(code, fmt.Errorf("the TPM's endorsement key is not certified by those that the policy trusts: %w", err))
+	return coded(exitNotCheckable, fmt.Errorf("%w, by entry %d, and the policy's ak lines name none that the log ever had; if it is right, add the line: ak %x", errAnotherTPM, last.entry, last.tpm.AKName))
+}
+
+// errAnotherTPM says that officers whom a policy trusts enrolled a TPM that its ak lines do not name.
+var errAnotherTPM = errors.New("the officers enrolled another TPM")
+
+// endorsed checks that one of those that a policy trusts certifies the endorsement key of the TPM in force.
+func (g *governance) endorsed(p *verify.Policy, e *enrolled, known bool) error {
+	err := p.Endorses(e.tpm)
+	switch {
+	case err == nil:
+		return nil
+	case known && e.entry > 0:
+		return coded(exitNotCheckable, fmt.Errorf("%w, by entry %d, whose endorsement key is not certified by those that you trust; if it is right, add its maker's authority: %w", errAnotherTPM, e.entry, err))
 	}
-	return nil
+	return coded(exitTampered, fmt.Errorf("the TPM's endorsement key is not certified by those that you trust: %w", err))
 }
 
 func genesisOf(p *verify.Policy, origin string) *record.Hash {

@@ -65,8 +65,8 @@ func (t *tool) policyInit(ctx context.Context, a *appliance, roots, out string) 
 		if p.EKRoots, err = readRoots(roots); err != nil {
 			return err
 		}
-		if err := endorsed(b, p); err != nil {
-			return coded(exitTampered, fmt.Errorf("the appliance's TPM, by the authorities in %s: %w", roots, err))
+		if err := a.certified(ctx, p, roots); err != nil {
+			return err
 		}
 	}
 	text, err := p.MarshalText()
@@ -87,20 +87,25 @@ func (t *tool) policyInit(ctx context.Context, a *appliance, roots, out string) 
 	return nil
 }
 
-// endorsed checks that the TPM that a genesis enrols is certified as a policy demands.
-func endorsed(entry []byte, p *verify.Policy) error {
-	e, err := record.ParseEntry(entry)
+// certified checks that an authority that a policy took from a file certifies the TPM in force.
+func (a *appliance) certified(ctx context.Context, p *verify.Policy, roots string) error {
+	g, err := a.governance(ctx)
+	if err == nil {
+		err = g.pinned(p)
+	}
 	if err != nil {
 		return err
 	}
-	state, err := ceremony.State{}.Apply(e, record.LeafHash(entry))
+	tpm := g.state.Policy.TPM
+	if tpm == nil {
+		err = errors.New("it has none")
+	} else {
+		err = p.Endorses(tpm)
+	}
 	if err != nil {
-		return err
+		return coded(exitTampered, fmt.Errorf("the appliance's TPM, by the authorities in %s: %w", roots, err))
 	}
-	if state.Policy.TPM == nil {
-		return errors.New("it has none")
-	}
-	return p.Endorses(state.Policy.TPM)
+	return nil
 }
 
 // maxRoots bounds a file of authorities' certificates, in bytes.
