@@ -60,6 +60,7 @@ func TestLife(t *testing.T) {
 	w.requireSeal(t)
 	w.requireVerified(t, policy, h.sample...)
 	l.challenge("auditor.policy", akName(t, w))
+	l.sh("bulla export --out before; bulla attest challenge-new before --ek-roots ../roots.pem --out old.json")
 
 	// An update of the kernel. The twin has it; after the approval the machine gets it, too.
 	l.follow("Approved values of PCRs")
@@ -92,6 +93,7 @@ func TestLife(t *testing.T) {
 	l.sh("! bulla challenge --policy first.policy 2> refused.txt; grep 'the officers enrolled another TPM' refused.txt")
 	l.sh("(cat auditor.policy; grep -o 'ak 000b.*' refused.txt) > second.policy")
 	l.challenge("second.policy", lineOf(readFile(t, filepath.Join(l.work, "second.policy")), "ak"))
+	l.firstDay(akName(t, w), lineOf(readFile(t, filepath.Join(l.work, "second.policy")), "ak"))
 
 	// A backup, events that it lacks, and the backup put back.
 	l.stop()
@@ -177,6 +179,45 @@ func (l *life) challenge(policy, ak string) {
 	l.sh("bulla challenge --genesis $(awk '/^genesis/ {print $2}' auditor.policy) | grep '^verified'")
 	l.sh("(grep '^log ' auditor.policy; echo ak " + ak + ") > keys.policy")
 	l.sh("! bulla challenge --policy keys.policy 2> refused.txt; grep 'a ceremony replaced its key .*, and the policy has no genesis' refused.txt")
+}
+
+// firstDay is docs/operations.md for an auditor who comes after the keys and the TPM were replaced; and for one who knew the old TPM, as the
+// export and the challenge from before do, and first.policy.
+func (l *life) firstDay(old, ak string) {
+	l.t.Helper()
+	l.sh(`cp ../roots.pem makers.pem
+		bulla export --out evidence
+		bulla attest challenge-new evidence --ek-roots makers.pem --out challenge.json 2> made.txt
+		grep 'attestation key ` + ak + `;' made.txt
+		bulla attest activate challenge.json --out answer.json
+		bulla attest challenge-check challenge.json answer.json evidence --ek-roots makers.pem | tee checked.txt
+		grep -x 'ak ` + ak + `' checked.txt
+		bulla policy init --ek-roots makers.pem --out day.policy
+		grep '^ak ' checked.txt >> day.policy
+		code=0; bulla verify evidence --policy day.policy --no-memory > report.txt || code=$?
+		test $code = 2; grep -o 'ak ` + old + `' report.txt | head -n 1 >> day.policy
+		bulla verify evidence --policy day.policy --no-memory
+		bulla challenge --policy day.policy
+		bulla seal list evidence --plot seals.svg
+		bulla seal list evidence --plot -`)
+	exits := func(code int, words, args string) {
+		l.t.Helper()
+		l.sh(fmt.Sprintf("code=0; bulla attest %s > /dev/null 2> said.txt || code=$?\ncat said.txt; test $code = %d; grep '%s' said.txt", args, code, words))
+	}
+	exits(0, "attestation key "+ak+";", "challenge-new --ek-roots makers.pem")
+	exits(0, "attestation key "+old+";", "challenge-new before --ek-roots makers.pem")
+	exits(69, "the challenge is for the attestation key "+old, "activate old.json")
+	exits(2, "made for a TPM that officers replaced", "challenge-check old.json answer.json evidence --ek-roots makers.pem")
+	exits(0, "ak line names an old one; if it is right, add the line: ak "+ak, "challenge-new evidence --policy first.policy --ek-roots makers.pem")
+	exits(0, "ak line names an old one; if it is right, add the line: ak "+ak, "challenge-check challenge.json answer.json --policy first.policy --ek-roots makers.pem")
+	exits(2, "a ceremony replaced its key .*, and the policy has no genesis", "challenge-new --policy keys.policy --ek-roots makers.pem")
+	exits(1, "not certified by those that you trust", "challenge-new evidence --ek-roots "+l.own.Roots())
+	exits(2, "whose endorsement key is not certified", "challenge-new evidence --policy auditor.policy --ek-roots "+l.own.Roots())
+	l.sh("sed 's/^genesis ..../genesis 0000/' auditor.policy > other.policy; echo ak " + old + " > old.policy")
+	exits(1, "the policy says 0000", "challenge-new evidence --policy other.policy --ek-roots makers.pem")
+	exits(2, "the policy has no genesis of example.org/audit to trust that from", "challenge-new evidence --policy old.policy --ek-roots makers.pem")
+	l.sh("echo ak 000b$(printf '2%.0s' {1..64}) > wrong.policy")
+	exits(1, "not one of the policy.s ak lines", "challenge-new evidence --policy wrong.policy --ek-roots makers.pem")
 }
 
 // requireCeremonies compares what bulla ceremony list has written: actions, and who approved beside alice, from the first proposal on.

@@ -13,18 +13,25 @@ import (
 	"bulla/record"
 )
 
-// judgeEnrolment checks a log's TPM against what the policy trusts: makers of TPMs, and attestation keys.
-func (f *fold) judgeEnrolment(e *attest.Enrolment) {
-	p := f.r.policy
-	if p == nil {
+// judgeEnrolment checks a log's first TPM against what the policy trusts: makers of TPMs, and attestation keys. What the policy does not know of
+// it, but of one that officers enrolled later, is missing, not wrong: whoever wrote the policy came after the TPM was replaced.
+func (f *fold) judgeEnrolment(later []*attest.Enrolment) {
+	p, e := f.r.policy, f.first
+	if p == nil || e == nil {
 		return
 	}
-	if err := p.Endorses(e); err != nil {
-		f.r.find(Finding{Rule: "enrolment.endorsement", Index: at(0), Expected: fmt.Sprintf("an endorsement key that one of %d authorities certifies", len(p.EKRoots)), Found: fmt.Sprintf("%.300s", err.Error())})
-	} else {
+	if err := p.Endorses(e); err == nil {
 		f.endorsed = len(p.EKRoots) > 0
+	} else if slices.ContainsFunc(later, func(e *attest.Enrolment) bool { return p.Endorses(e) == nil }) {
+		f.r.miss("the genesis enrols a TPM that officers replaced, which none of the policy's authorities certifies; if it is right, add an ek-root line", ClaimSeals, ClaimRollback)
+	} else {
+		f.r.find(Finding{Rule: "enrolment.endorsement", Index: at(0), Expected: fmt.Sprintf("an endorsement key that one of %d authorities certifies", len(p.EKRoots)), Found: fmt.Sprintf("%.300s", err.Error())})
 	}
-	if !p.PinsAK(e) {
+	switch {
+	case p.PinsAK(e):
+	case slices.ContainsFunc(later, p.PinsAK):
+		f.r.miss(fmt.Sprintf("the genesis enrols a TPM that officers replaced; if it is right, add the line: ak %x", e.AKName), ClaimSeals, ClaimRollback)
+	default:
 		var names []string
 		for _, n := range p.AKs {
 			names = append(names, hex.EncodeToString(n))
@@ -37,6 +44,7 @@ func (f *fold) judgeEnrolment(e *attest.Enrolment) {
 // missing, not wrong: who trusts the genesis leaves it to its officers to replace a TPM.
 func (f *fold) reenrol(at *record.Entry) {
 	e := f.state.Policy.TPM
+	f.later = append(f.later, e)
 	if f.replay == nil {
 		return // the first was reported
 	}

@@ -27,8 +27,10 @@ type fold struct {
 	wanted    []int          // PCRs that the next seal must quote
 	outline   outline
 	sealAt    map[uint64]uint64 // entries of good seals, by number
-	endorsed  bool              // by an authority that the policy names
-	activated []uint64          // entries with a credential that the TPM opened; the last few
+	first     *attest.Enrolment // by the genesis
+	later     []*attest.Enrolment
+	endorsed  bool     // the first, by an authority that the policy names
+	activated []uint64 // entries with a credential that the TPM opened; the last few
 	boots     boots
 	line      timeline
 
@@ -257,6 +259,12 @@ func (f *fold) vkeys(size uint64) []string {
 		return nil // a genesis with such a key was refused
 	}
 	return keys
+}
+
+// trusted reports whether the genesis is the one that the policy has.
+func (f *fold) trusted() bool {
+	want, ok := f.r.policy.genesis(f.r.origin)
+	return ok && want == f.state.Genesis
 }
 
 // signers are the keys that must sign a head over so many entries: those that governed then, and those that the policy pins. A pinned

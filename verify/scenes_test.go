@@ -201,15 +201,8 @@ var scenes = []scene{
 	}},
 	{"honest-new-tpm", "Officers enrolled another TPM, and seals go on in it.", verify.OutcomeVerified, func(t *testing.T) *vector {
 		c := town(t)
-		c.seal(c.head(c.tree.Size())).events(1)
-		old := c.chip
-		next := c.plug(79)
-		next.Seal, next.Previous = old.number, old.quote
-		c.chip.number, c.chip.quote, c.chip.increment = old.number, old.quote, true
-		document := c.proposing(&ceremony.TPMEnrol{AKName: next.AKName, EK: sha256.Sum256(next.EK), PCR: next.PCR}, same)
-		c.approve(1, document, "bob")
-		c.enactWith(1, document, next)
-		return of(c.events(1).sealOn().sealOn())
+		c.replaceTPM(func(*attest.Enrolment) {})
+		return of(c.builder)
 	}},
 	{"honest-receipts", "A producer kept two receipts of the same event: of a log that has grown since.", verify.OutcomeVerified, func(t *testing.T) *vector {
 		b := village(t)
@@ -345,6 +338,22 @@ func rotated(t *testing.T) *vector {
 	v.policy = pinned
 	v.receipts = []verify.Receipt{jsonReceipt(t, c.receipt(c.tree.Size()-1)), old}
 	return v
+}
+
+// replaceTPM has officers enrol another TPM, after a change, and seals go on in it.
+func (c *council) replaceTPM(change func(next *attest.Enrolment)) *attest.Enrolment {
+	c.t.Helper()
+	c.seal(c.head(c.tree.Size())).events(1)
+	old := c.chip
+	next := c.plug(79)
+	change(next)
+	next.Seal, next.Previous = old.number, old.quote
+	c.chip.number, c.chip.quote, c.chip.increment = old.number, old.quote, true
+	document := c.proposing(&ceremony.TPMEnrol{AKName: next.AKName, EK: sha256.Sum256(next.EK), PCR: next.PCR}, same)
+	c.approve(1, document, "bob")
+	c.enactWith(1, document, next)
+	c.events(1).sealOn().sealOn()
+	return next
 }
 
 // recovered is a log that was put back behind its first seal, and closed by its officers, who knew of all that was lost but one event;

@@ -39,7 +39,10 @@ func (f *fold) enrol() {
 		return
 	}
 	f.head, f.sealAt, f.wanted = headAt{r: f.r}, map[uint64]uint64{}, f.state.Policy.Seal.PCRs
-	f.judgeEnrolment(tpm)
+	f.first = tpm
+	if !f.trusted() { // else what officers enrol later counts too
+		f.judgeEnrolment(nil)
+	}
 	replay, err := attest.NewReplay(*tpm, f.r.origin, f.head.hash)
 	if err != nil {
 		f.r.find(Finding{Rule: string(attest.RuleEnrolment), Index: at(0), Expected: "the attestation key of a TPM", Found: fmt.Sprintf("%.300s", err.Error())})
@@ -151,6 +154,9 @@ func (x *Recovery) declares() string {
 
 // summarizeSeals settles the claims that rest on seals.
 func (f *fold) summarizeSeals() {
+	if f.trusted() {
+		f.judgeEnrolment(f.later)
+	}
 	switch {
 	case f.known && f.state.Policy.TPM == nil:
 		f.r.miss("the log has no TPM enrolled", ClaimSeals, ClaimRollback)

@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -448,4 +449,60 @@ func TestRecoveryInALogWithoutTPM(t *testing.T) {
 	closed := forged.recovery(0, record.Hash{}, known)
 	forged.chip = nil
 	want(t, run(t, forged.export(), forged.trust(), gone), verify.OutcomeTampered, fmt.Sprintf("governance.unauthorised@%d", closed), fmt.Sprintf("receipt.entry@%d", size))
+}
+
+// A policy of somebody who came after the TPM was replaced names the TPM that is there now. What it lacks of the first is missing, if it trusts the
+// genesis; what names none of the log's TPMs is contradicted.
+func TestReplacedTPM(t *testing.T) {
+	t.Parallel()
+	log := town(t)
+	next := log.replaceTPM(func(*attest.Enrolment) {})
+	f, first, stranger := log.export(), log.genesis.TPM.AKName, bytes.Repeat([]byte{9}, 34)
+	for _, c := range []struct {
+		about    string
+		aks      [][]byte
+		genesis  bool
+		verdict  verify.Verdict
+		missing  string
+		findings []string
+	}{
+		{"both", [][]byte{first, next.AKName}, true, verify.OutcomeVerified, "", nil},
+		{"the first", [][]byte{first}, true, verify.OutcomeNotCheckable, fmt.Sprintf("add the line: ak %x", next.AKName), nil},
+		{"the other", [][]byte{next.AKName}, true, verify.OutcomeNotCheckable, fmt.Sprintf("add the line: ak %x", first), nil},
+		{"the other, and no genesis", [][]byte{next.AKName}, false, verify.OutcomeTampered, "", []string{"enrolment.ak@0"}},
+		{"neither", [][]byte{stranger}, true, verify.OutcomeTampered, fmt.Sprintf("add the line: ak %x", next.AKName), []string{"enrolment.ak@0"}},
+	} {
+		t.Run(c.about, func(t *testing.T) {
+			t.Parallel()
+			p := log.trust()
+			if p.AKs = c.aks; !c.genesis {
+				p.Genesis = nil
+			}
+			rep := run(t, f, p)
+			want(t, rep, c.verdict, c.findings...)
+			if why := claim(t, rep, verify.ClaimSeals).Why; !strings.Contains(why, c.missing) {
+				t.Errorf("seals: %q, want %q", why, c.missing)
+			}
+		})
+	}
+}
+
+// The same of makers of TPMs.
+func TestReplacedTPMOfAnotherMaker(t *testing.T) {
+	t.Parallel()
+	const name = "Maker of the other"
+	log := town(t)
+	log.replaceTPM(func(next *attest.Enrolment) { log.certify(next, 53, name) })
+	p, f, chain := log.trust(), log.export(), log.genesis.TPM.EKCertificates
+	first, other := chain[len(chain)-1], maker(t, 53, name)
+	p.EKRoots = [][]byte{first, other}
+	want(t, run(t, f, p), verify.OutcomeVerified)
+	p.EKRoots = [][]byte{other}
+	rep := run(t, f, p)
+	want(t, rep, verify.OutcomeNotCheckable)
+	if why := claim(t, rep, verify.ClaimSeals).Why; !strings.HasPrefix(why, "the genesis enrols a TPM that officers replaced, which none of the policy's authorities certifies") {
+		t.Errorf("seals: %q", why)
+	}
+	p.EKRoots = [][]byte{maker(t, 52, "Another maker")}
+	want(t, run(t, f, p), verify.OutcomeTampered, "enrolment.endorsement@0")
 }

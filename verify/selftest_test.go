@@ -22,6 +22,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"bulla/attest"
 	"bulla/ceremony"
 	"bulla/clock"
 	"bulla/record"
@@ -78,18 +79,24 @@ func authorized(t testing.TB, key crypto.Signer) string {
 // endorsed gives the TPM an endorsement key that a maker certifies.
 func (b *builder) endorsed() {
 	b.t.Helper()
-	key, rootDER := testKey(b.t, 51), maker(b.t, 50, "Maker of the tests")
+	b.certify(b.genesis.TPM, 50, "Maker of the tests")
+}
+
+// certify gives a TPM an endorsement key that the maker of a number certifies.
+func (b *builder) certify(e *attest.Enrolment, n byte, name string) {
+	b.t.Helper()
+	key, rootDER := testKey(b.t, n+1), maker(b.t, n, name)
 	root, err := x509.ParseCertificate(rootDER)
 	b.must(err)
 	leaf := certificate("", false)
 	leaf.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{2, 23, 133, 8, 1}}
-	leafDER, err := x509.CreateCertificate(nil, leaf, root, key.Public(), repeatable{testKey(b.t, 50)})
+	leafDER, err := x509.CreateCertificate(nil, leaf, root, key.Public(), repeatable{testKey(b.t, n)})
 	b.must(err)
 	point, err := key.PublicKey.Bytes()
 	b.must(err)
 	ek := tpm2.ECCEKTemplate
 	ek.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]}})
-	b.genesis.TPM.EK, b.genesis.TPM.EKCertificates = tpm2.Marshal(ek), [][]byte{leafDER, rootDER}
+	e.EK, e.EKCertificates = tpm2.Marshal(ek), [][]byte{leafDER, rootDER}
 }
 
 func certificate(subject string, ca bool) *x509.Certificate {
